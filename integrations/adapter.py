@@ -9,7 +9,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from os import PathLike
@@ -32,7 +31,7 @@ from .calls.local_answers import LocalAnswers
 from .calls.passing import Passing
 from .calls.preparing import IdsTaken, Preparing
 from .calls.sessions import Sessions
-from .calls.stages import EncodedCall, Passed, RehearsedCall, lent_until_recorded, take_back
+from .calls.stages import EncodedCall, Passed, RehearsedCall, in_session, lent_until_recorded, take_back
 from .calls.unrecorded import Halt, Unwritten
 from .code.begun import begun
 from .ids.id_reserves import IdReserves
@@ -251,7 +250,7 @@ class Adapter:
                 again = earlier_calls.in_block(group, item)
                 if again is not None:
                     return again.local_answer
-                item = replace(item, session=self.sessions.of(operation, item.bound))
+                item = in_session(item, self.sessions.of(item))
                 if not waits and (refusal := answers.check(item)) is not None:
                     return refusal[0]
                 item = self._preparing.as_of_now(item)
@@ -288,7 +287,7 @@ class Adapter:
     def _balance_lock(self, item: RehearsedCall, block: Block | None) -> AbstractContextManager[Any]:
         if item.operation.balance is None:
             return nullcontext()
-        return self._session_locks.held(self.sessions.of(item.operation, item.bound), inside=block)
+        return self._session_locks.held(self.sessions.of(item), inside=block)
 
     def block(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entering:
         """A context manager of the manager: all critical calls inside are one group, an exception records none.
@@ -321,7 +320,7 @@ class Adapter:
         if not item.rehearsal.reached:
             self._unwritten.answer(item)
         waits = outer is None and not self._write_behind and self.delivery.prompt()
-        session = self.sessions.of(item.operation, item.bound)
+        session = self.sessions.of(item)
         with self._session_locks.held(session, inside=outer) as turn:
             self.keeper.kept.catch_up()
             block = Block(self, session, alive)
@@ -356,7 +355,7 @@ class Adapter:
         if earlier is not None:
             return False, told_before(earlier)
         with self.keeper.kept.order:
-            item = replace(item, session=self.sessions.of(item.operation, item.bound))
+            item = in_session(item, self.sessions.of(item))
             item = self._preparing.as_of_now(item)
             if not item.rehearsal.reached:
                 self._unwritten.answer(item)

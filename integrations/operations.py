@@ -185,7 +185,7 @@ class ManagerOperation(Operation):
         inherited = {theirs: standard for theirs, standard in base.args.items() if standard not in own.values()}
         object.__setattr__(self, "args", {**inherited, **own})
 
-    @property
+    @cached_property
     def has_role(self) -> bool:
         """Whether it does something to a balance, session, position or order, as far as it is declared."""
         return any(role is not None for role in (self.balance, self.session, self.position, self.order))
@@ -207,7 +207,11 @@ class ManagerOperation(Operation):
 
     def own_name(self, name: str) -> str:
         """The manager's name of an argument that is known by its standard name."""
-        return next((own for own, standard in self.args.items() if standard == name), name)
+        return self._own_names.get(name, name)
+
+    @cached_property
+    def _own_names(self) -> Mapping[str, str]:
+        return {standard: own for own, standard in self.args.items()}
 
     def standard(self, call: Call) -> Call:
         """A call's arguments by their standard names."""
@@ -226,7 +230,7 @@ class ManagerOperation(Operation):
         given = fields_of(given) if has_fields(type(given)) else {}
         return {key: value for key, value in given.items() if not key.startswith("__")}
 
-    @property
+    @cached_property
     def amount_name(self) -> str | None:
         """The standard name of the argument that holds the amount."""
         return None if self.amount is None else self.standard_name(self.amount.removeprefix("-"))
@@ -308,6 +312,21 @@ def call_of(entry: Entry) -> dict[str, Any]:
     call = {name: value for name, value in entry.args.items() if name != NOTES}
     notes = entry.args.get(NOTES, {})
     return in_orders(call_in_zones(call, notes), notes)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCall:
+    """One call as its entry holds it: what was noted beside the arguments, and these as the manager takes them."""
+
+    operation: ManagerOperation
+    entry: Entry
+    notes: Mapping[str, Any]
+    given: dict[str, Any]
+
+    @classmethod
+    def of(cls, operation: ManagerOperation, entry: Entry) -> StoredCall:
+        """The call of an entry."""
+        return cls(operation, entry, notes_of(entry), call_of(entry))
 
 
 def _declare(name: str, **fields: Any) -> ManagerOperation:

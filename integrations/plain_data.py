@@ -238,7 +238,8 @@ def _refilled(value: dict[Any, Any], items: Mapping[Any, Any]) -> dict[Any, Any]
 def orders_of(call: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
     """What to note of a call: the orders in its arguments, and that of the keywords beside those `named`."""
     found: dict[str, Any] = {}
-    orders = {name: order for name, value in call.items() if (order := key_order(value)) is not None}
+    objects = [(name, value) for name, value in call.items() if type(value) not in PLAIN]
+    orders = {name: order for name, value in objects if (order := key_order(value)) is not None}
     if orders:
         found["orders"] = orders
     further = [name for name in call if name not in named]
@@ -260,6 +261,7 @@ Zones = str | dict[str, Any]
 # Zones whose clock is never set.
 _EVEN = frozenset({"UTC", "Etc/UTC"})
 _DEEPEST_TIME = 16
+_TIMELESS = PLAIN - {datetime}
 
 
 def zones_in(value: Any, depth: int = 0) -> Zones | None:
@@ -270,9 +272,9 @@ def zones_in(value: Any, depth: int = 0) -> Zones | None:
         return zone.key if type(zone) is ZoneInfo and zone.key not in _EVEN else None
     if kind in PLAIN or depth > _DEEPEST_TIME:
         return None
-    items = ((name, one) for name, one in _parts(value).items() if isinstance(name, str))
-    found = {name: zones for name, one in items if (zones := zones_in(one, depth + 1)) is not None}
-    return found or None
+    parts = _parts(value).items()
+    zoned = [(name, one) for name, one in parts if isinstance(name, str) and type(one) not in _TIMELESS]
+    return {name: zones for name, one in zoned if (zones := zones_in(one, depth + 1)) is not None} or None
 
 
 def in_zones(value: Any, zones: Any) -> Any:

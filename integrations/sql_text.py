@@ -106,6 +106,12 @@ def is_of_savepoints(text: str) -> bool:
 
 
 @_kept
+def is_contact(text: str) -> bool:
+    """Whether it turns to the database for more than settings, or savepoints."""
+    return not (is_of_savepoints(text) or is_setting(text))
+
+
+@_kept
 def isolates(text: str) -> bool:
     """Whether it sets an isolation level."""
     return any(map(_ISOLATION.match, statements(text)))

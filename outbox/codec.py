@@ -10,7 +10,7 @@ What PostgreSQL would refuse later (NaN, NUL in text, lone surrogates, numbers b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag
@@ -149,10 +149,9 @@ def field_names(plain: bytes) -> tuple[str, ...]:
     return tuple(orjson.loads(plain))
 
 
-def _is_exact(value: Any) -> bool:
-    """Whether JSON surely has a value as it is; found sooner than its path is spelled out."""
-    kind = type(value)
-    return value is None or kind is bool or (kind is str and value.isascii() and "\0" not in value)
+def _is_exact(text: str) -> bool:
+    """Whether JSON surely has a text as it is."""
+    return text.isascii() and "\0" not in text
 
 
 def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
@@ -248,29 +247,40 @@ def _lower_container(value: Any, path: str, depth: int) -> tuple[Any, Any]:
             f"{path[:80]}... is nested deeper than {MAX_DEPTH} levels, or contains itself", hint="pass a flatter value"
         )
     if type(value) is dict:
-        if not _has_text_keys(value):
+        has_text_keys = _are_texts(value)
+        if not has_text_keys:
             value = {str(key) if is_column_name(key) else key: item for key, item in value.items()}
-        if _has_text_keys(value):
-            plain: dict[str, Any] = {}
-            tags: dict[str, Any] = {}
-            for key, item in value.items():
-                if not _is_exact(key):
-                    checked_text(key, f"{path} key {key!r}")
-                if _is_exact(item):
-                    plain[key] = item
-                    continue
-                plain[key], tag = _lower(item, f"{path}.{key}", depth + 1)
-                if tag is not None:
-                    tags[key] = tag
-            return plain, {"dict": tags} if tags else None
+            has_text_keys = _are_texts(value)
+        if has_text_keys:
+            return _lower_object(value, path, depth)
         # JSON objects have text keys only; a list of pairs keeps the others exact.
         pairs = enumerate(value.items())
         items = [_lower_container(list(pair), f"{path}[{index}]", depth + 1) for index, pair in pairs]
         return _tagged("pairs", sorted(items, key=_canonical))
+    if type(value) is list and _are_texts(value) and _is_exact("".join(value)):
+        return list(value), None
     items = [_lower(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
     if type(value) in (set, frozenset):
         items.sort(key=_canonical)
     return _tagged(type(value).__name__, items)
+
+
+def _lower_object(value: dict[str, Any], path: str, depth: int) -> tuple[Any, Any]:
+    plain: dict[str, Any] = {}
+    tags: dict[str, Any] = {}
+    if not _is_exact("".join(value)):
+        for key in value:
+            checked_text(key, f"{path} key {key!r}")
+    for key, item in value.items():
+        kind = type(item)
+        # Spelling the path out takes longer than to see that JSON has a value as it is.
+        if item is None or kind is bool or (kind is str and _is_exact(item)):
+            plain[key] = item
+            continue
+        plain[key], tag = _lower(item, f"{path}.{key}", depth + 1)
+        if tag is not None:
+            tags[key] = tag
+    return plain, {"dict": tags} if tags else None
 
 
 def _tagged(name: str, items: list[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -284,8 +294,8 @@ def _canonical(item: tuple[Any, Any]) -> bytes:
     return orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
 
 
-def _has_text_keys(value: dict[Any, Any]) -> bool:
-    return all(type(key) is str for key in value)
+def _are_texts(values: Iterable[Any]) -> bool:
+    return {*map(type, values)} <= _TEXT
 
 
 def _lift(plain: Any, tag: Any, strict: bool) -> Any:

@@ -20,6 +20,8 @@ def is_kept_default(value: Any) -> bool:
 
     The caller has not given it, so one such as NaN refuses no call, and is that of the version that delivers.
     """
+    if value is None or type(value) is bool:
+        return True
     return _is_immutable(value) and all(map(_can_be_stored, _inside(value)))
 
 

@@ -36,7 +36,7 @@ from ..manager.away import (
     noting,
     own_statements,
 )
-from ..manager.manager_connection import engine_held, is_replay
+from ..manager.manager_connection import ReplayConnection, engine_held
 from ..replay.border import Writes, called_in
 from ..replay.sessions import maker_of
 from ..sql_text import defines, is_harmless, locks, looks_for_rows, tables_written
@@ -226,7 +226,7 @@ class Guard:
         connection.info.pop(_BAR, None)
         self.unsaved.discard(connection)
         watched = _watched.get()
-        if watched is not None and watched.replaceable and not is_replay(connection):
+        if watched is not None and watched.replaceable and not isinstance(connection, ReplayConnection):
             with own_statements():
                 self._wait_briefly(connection)
 
@@ -242,7 +242,7 @@ class Guard:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, round(self._delivery.wait_s * 1000))}")
 
     def _executes(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if is_replay(connection):
+        if isinstance(connection, ReplayConnection):
             return
         watched = _watched.get()
         self._silence.begins(cursor.connection)
@@ -276,7 +276,7 @@ class Guard:
             watched.wrote |= tables_written(statement)
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if is_replay(connection) or is_own():
+        if isinstance(connection, ReplayConnection) or is_own():
             return
         if defines(statement):
             self._tables.forget()
@@ -292,7 +292,12 @@ class Guard:
     def _executes_many(self, cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
         """Execute a statement once for each row, where the sum that the driver gives may hide one that finds none."""
         connection = context.root_connection
-        if is_own() or is_replay(connection) or not looks_for_rows(statement) or not self._comes_behind():
+        if (
+            is_own()
+            or isinstance(connection, ReplayConnection)
+            or not looks_for_rows(statement)
+            or not self._comes_behind()
+        ):
             return False
         total = 0
         for each in parameters:

@@ -111,7 +111,7 @@ class LocalAnswers:
 
     def _check(self, item: RehearsedCall) -> None:
         operation = item.operation
-        call = {**operation.standard(item.bound), "session_id": item.session}
+        call = {**item.standard, "session_id": item.session}
         # Without a method that begins sessions, one that was not seen may be an account that has been there for long.
         in_session = self._begins and (operation.balance is not None or operation.session is Session.ENDS)
         for check in (*operation.checks, *((checks.session_known,) if in_session else ())):

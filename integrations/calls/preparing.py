@@ -25,7 +25,7 @@ from ..manager.host import Host, ManagerUnavailable
 from ..manager.manager_connection import engine_of
 from ..operations import BALANCES, NOTES, ManagerOperation
 from ..outage import Outage
-from ..plain_data import copied, orders_of, zones_in
+from ..plain_data import PLAIN, copied, orders_of, zones_in
 from ..preflight.evidence import Evidence
 from ..preflight.ways_around import works_in_a_scope
 from ..replay.balance import refuse_untold
@@ -47,7 +47,7 @@ from .block import Block
 from .defaults import is_kept_default
 from .delivery_waits import DeliveryWaits, PendingAttributes
 from .sessions import Sessions
-from .stages import BoundCall, EncodedCall, Passed, PreparedCall, RehearsedCall, advanced
+from .stages import BoundCall, EncodedCall, Passed, PreparedCall, RehearsedCall, advanced, in_session
 
 _log = Log("outbox.integrations")
 
@@ -89,7 +89,7 @@ class Preparing:
         """A call, tried on a copy of the manager.  Raises `ConfigError` for what cannot be replayed."""
         # Then nothing can be imported, and the copy would fail with an error that names neither call nor outbox.
         refuse_at_the_end()
-        session = self._sessions.of(call.operation, call.bound)
+        session = self._sessions.of(call)
         rehearsal = self._rehearse(call.operation, call.bound, session)
         return advanced(RehearsedCall, call, rehearsal=rehearsal, session=session)
 
@@ -118,7 +118,7 @@ class Preparing:
                 )
             call |= value
         refuse_untold(call, deepest=1)
-        copies = {name: copied(value) for name, value in call.items()}
+        copies = {name: value if type(value) in PLAIN else copied(value) for name, value in call.items()}
         objects = {name: value for name, value in call.items() if copies[name] is not value}
         # A signature that was recalled from the store knows only which arguments have a default.
         takers = parameters if method is not None else ()
@@ -131,6 +131,7 @@ class Preparing:
         return BoundCall(
             operation=operation,
             bound=bound,
+            standard=operation.standard(bound),
             defaults=defaults,
             orders=orders_of(bound, parameters),
             passed=Passed(operation.name, objects, copies, operation.sets_id),
@@ -149,7 +150,7 @@ class Preparing:
             kept = KeptState(replica)
             rehearsal = Rehearsal(kept, self._outbox.clock.now(), is_built=self._host.built is not None)
             with self._replayer.border.rehearsing(rehearsal), self._making_id(operation, replica, rehearsal):
-                call = {name: copied(value) for name, value in bound.items()}
+                call = {name: one if type(one) in PLAIN else copied(one) for name, one in bound.items()}
                 mocked = self._host.is_mocked
                 rehearse(rehearsal, replica, operation.name, call, context=operation.context, mocked=mocked)
         except ManagerUnavailable:
@@ -196,7 +197,7 @@ class Preparing:
         while built is not None and tries < 100 and not item.rehearsal.still_fits(built, found):
             item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound, item.session))
             tries += 1
-        return dataclasses.replace(item, outdated=outdated)
+        return item if outdated == item.outdated else dataclasses.replace(item, outdated=outdated)
 
     def reserve(self, item: RehearsedCall) -> bool:
         """Ask PostgreSQL for ids, where none are left or the host has begun a sequence anew; whether there are some.
@@ -244,7 +245,7 @@ class Preparing:
         if operation.position is Position.OPENS:
             self._sessions.opens("position", notes.get("id"), session)
         elif operation.order is Order.OPENS:
-            self._sessions.opens("order", operation.standard(bound).get("client_order_id"), session)
+            self._sessions.opens("order", item.standard.get("client_order_id"), session)
         self._note_balance(operation, bound, notes)
         self._note_side_ids(operation, bound, notes)
         # The replay may find what the rehearsal did not: what deliveries change, or what no test has mocked.
@@ -254,7 +255,7 @@ class Preparing:
         answer = operation.answer_to(bound, notes)
         return advanced(
             PreparedCall,
-            dataclasses.replace(item, session=notes["session"]),
+            in_session(item, notes["session"]),
             notes=notes,
             changes=changes,
             foreseen=foreseen,
@@ -312,7 +313,7 @@ class Preparing:
         except IdReserveEmpty as exc:
             if has_ids:
                 raise IdsTaken from exc
-            if operation.never_refused is None or not operation.never_refused(operation.standard(bound)):
+            if operation.never_refused is None or not operation.never_refused(item.standard):
                 raise
             _log.critical(
                 "an exit (%(operation)s) is recorded without an id: %(error)s", operation=operation.name, error=exc
@@ -345,8 +346,11 @@ class Preparing:
 
     def _note_side_ids(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
         """Take the ids of the rows that the call writes on the side, so that they are final as well."""
-        with self._view.lock:
-            sides = self._view.learning.sides(seen_of(self._view, operation, bound, notes), bound)
+        view = self._view
+        with view.lock:
+            if not view.learning.has_sides(operation):
+                return
+            sides = view.learning.sides(operation.name, partial(seen_of, view, operation, bound, notes), bound)
         for name, count_ in sides.items():
             ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(min(count_, MOST))]
             if ids and None not in ids:

@@ -6,7 +6,7 @@ A call is made in the session that it names, else in that of its position or ord
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from ..operations import ManagerOperation
 from ..roles import Order, Session
 from ..view.local_view import LocalView
 from .block import Block
+from .stages import BoundCall
 
 
 class Sessions:
@@ -50,9 +51,9 @@ class Sessions:
         known = self._current if known is None else known
         return self._view.otherwise if known is None else known
 
-    def of(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> int | None:
+    def of(self, made: BoundCall) -> int | None:
         """The session in which a call is made, or None."""
-        call = operation.standard(bound)
+        operation, call = made.operation, made.standard
         session: int | None = call.get("session_id")
         current = self.current
         if session is None and call.get("position_id") is not None:

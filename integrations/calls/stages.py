@@ -142,6 +142,8 @@ class BoundCall:
     operation: ManagerOperation
     # Copies of what was given, and defaults of the method for the rest.
     bound: Mapping[str, Any]
+    # The same by their standard names.
+    standard: Mapping[str, Any]
     defaults: Mapping[str, Any]
     # What to note of the order of the keys in its arguments.
     orders: Mapping[str, Any]
@@ -193,11 +195,17 @@ class EncodedCall(PreparedCall):
 
 
 Stage = TypeVar("Stage", bound=BoundCall)
+Rehearsed = TypeVar("Rehearsed", bound=RehearsedCall)
 
 
 def advanced(stage: type[Stage], call: BoundCall, **more: Any) -> Stage:
     """The call at its next stage, of which `more` are the further fields."""
     return stage(**{one.name: getattr(call, one.name) for one in dataclasses.fields(call)}, **more)
+
+
+def in_session(call: Rehearsed, session: Any) -> Rehearsed:
+    """The call, made in this session."""
+    return call if call.session == session else dataclasses.replace(call, session=session)
 
 
 def take_back(calls: Sequence[EncodedCall]) -> None:

@@ -26,12 +26,9 @@ def is_mapped_class(value: Any) -> bool:
 
 def values_of(cls: type) -> dict[str, Any]:
     """The members of a class and its bases that are no functions, as they are now."""
-    found: dict[str, Any] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        # Another thread may set one meanwhile.
-        members = vars(base).copy()
-        found |= {name: value for name, value in members.items() if type(value) is not types.FunctionType}
-    return found
+    # Copies, since another thread may set one meanwhile.
+    members = [vars(base).copy() for base in reversed(cls.__mro__[:-1])]
+    return {name: value for own in members for name, value in own.items() if type(value) is not types.FunctionType}
 
 
 def binds(member: Any) -> bool:

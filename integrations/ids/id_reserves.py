@@ -48,7 +48,7 @@ class IdReserves:
         wanted = outbox.config.id_reserve
         # By the names that were given.
         self._reserves = {
-            of.names: IdReserve(
+            of: IdReserve(
                 outbox,
                 of.table,
                 of.column,
@@ -74,7 +74,7 @@ class IdReserves:
 
     def take(self, *names: str | None) -> Any:
         """The next id of a column.  Raises `IdReserveEmpty`, `DurabilityError` or `ConfigError`."""
-        return self._taken(self._reserves[IdColumn.of(names).names])
+        return self._taken(self._reserves[IdColumn.of(names)])
 
     def fill_if_empty(self, *names: str | None, engine: Callable[[], Engine]) -> bool:
         """Fill the reserve of a column where it is empty; whether there are ids now.
@@ -82,7 +82,7 @@ class IdReserves:
         It is so after a burst that was faster than the background work, or if PostgreSQL could not be reached at the
         start.
         """
-        reserve = self._reserves[IdColumn.of(names).names]
+        reserve = self._reserves[IdColumn.of(names)]
         if reserve.left() or reserve.failure is not None:
             return True
         try:
@@ -95,15 +95,15 @@ class IdReserves:
 
     def are_uuids(self, *names: str | None) -> bool:
         """Whether the ids of a column are UUIDs, as far as is known."""
-        return self._reserves[IdColumn.of(names).names].is_uuid
+        return self._reserves[IdColumn.of(names)].is_uuid
 
     def take_if_any(self, *names: str | None) -> Any:
         """The next id, or None where the column has no reserve or it is empty.  Raises `DurabilityError`."""
         of = IdColumn.of(names)
-        reserve = self._reserves.get(of.names)
+        reserve = self._reserves.get(of)
         if reserve is None and of.schema is not None:
             # Declared without a schema: a table of that name in another schema has no reserve.
-            reserve = self._reserves.get(of.names[1:])
+            reserve = self._reserves.get(of._replace(schema=None))
             reserve = reserve if reserve is not None and reserve.schema in (None, of.schema) else None
         return self._taken(reserve) if reserve is not None and reserve.left() else None
 

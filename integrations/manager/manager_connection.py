@@ -38,7 +38,6 @@ _LOOK = (
     "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE condeferrable), "
     "current_setting('statement_timeout') <> '0'"
 )
-_REPLAY = "outbox:replay"
 _PACKAGE = __name__.partition(".")[0]
 # These questions take milliseconds, and wait for a lock for two seconds at most.
 _SILENT_S = 10.0
@@ -185,13 +184,11 @@ def driver_connection(raw: DBAPIConnection | None) -> Any:
     return raw
 
 
-def is_replay(connection: Connection) -> bool:
-    """Whether it is one that a replay works on: the engine's listeners see it beside the host's own."""
-    return _REPLAY in connection.info
-
-
 class ReplayConnection(Connection):
-    """Its savepoints are made and released in the round trip of the statement behind them."""
+    """Its savepoints are made and released in the round trip of the statement behind them.
+
+    The engine's listeners see it beside the host's own connections.
+    """
 
     # The `Watch` of the replay that it belongs to: gets each statement, and judges what a rollback undoes.
     watch: Any = None
@@ -289,7 +286,6 @@ class ManagerConnection:
             connection = ReplayConnection(engine, relay.connection, _has_events=True, _allow_revalidate=False)
             # The listeners of the engine, but not those for a new connection: it is the relay's, in a transaction.
             connection.dispatch = connection.dispatch._join(engine.dispatch)
-            connection.info[_REPLAY] = True
             connection.defers, connection.is_limited = self._defers, self._is_limited
             connection.begin()
             try:

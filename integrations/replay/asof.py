@@ -161,14 +161,15 @@ class AsOf:
         name = quoted(self._schema_of(table), table.name)
         return self._ask("SELECT nextval(pg_get_serial_sequence(%s, %s))", (name, column.name))
 
-    def _with_ids(self, statement: Any, parameters: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
-        """An insert that gives no ids, with those that its rows are to have."""
-        table = rewritten_sql.table_of(statement)
-        column = None if table is None else self._numbered(table)
-        if table is None or column is None or not rewritten_sql.has_rows_by_name(statement):
+    def _with_ids(
+        self, statement: Any, parameters: list[dict[str, Any]], table: Table, given: set[str]
+    ) -> tuple[Any, list[dict[str, Any]]]:
+        """An insert that gives no ids, with those that its rows are to have; `given` gets the column's key."""
+        column = self._numbered(table)
+        if column is None:
             return statement, parameters
         is_told = self._is_told(table, column)
-        if column.key in rewritten_sql.given(statement, parameters):
+        if column.key in given:
             if is_told:
                 self._is_given()
             return statement, parameters
@@ -182,6 +183,7 @@ class AsOf:
         if None in rest:
             self.id_left = left
             return statement, parameters
+        given.add(column.key)
         ids = [{column.key: id_} for id_ in (first, *rest)]
         if parameters and not statement._multi_values:
             return statement, [{**row, **id_} for row, id_ in zip(parameters, ids, strict=True)]
@@ -193,7 +195,8 @@ class AsOf:
     def _numbered(self, table: Table) -> Column[Any] | None:
         """The column of a table's ids: that of which the caller has one, else its key."""
         keys = list(table.primary_key.columns)
-        return next((one for one in table.columns if self._is_told(table, one)), keys[0] if len(keys) == 1 else None)
+        columns = table.columns if self.id_left is not None and table.name == self._creates.table else ()
+        return next((one for one in columns if self._is_told(table, one)), keys[0] if len(keys) == 1 else None)
 
     def _is_given(self) -> None:
         """The row of which the caller has the id gets one of the method's; another one than it was told is reported."""
@@ -205,14 +208,14 @@ class AsOf:
 
         An id is given also where its column is GENERATED ALWAYS.
         """
-        edits = list[tuple[int, str]]()
-        for one in inserts_in(statement):
+        inserts, edits = inserts_in(statement), list[tuple[int, str]]()
+        for one in inserts:
             values = self._id_for(one, many=many)
             if self._times and self._connection is not None and one.rows_at:
                 defaults = self._catalog.clocks.defaults(self._connection.connection, one.name)
                 values |= {column: sql for column, sql in defaults.items() if not one.gives(column)}
             edits += one.edits(values) if values else ()
-        statement = edited(statement, edits)
+        statement = edited(statement, edits) if edits else statement
         return overriding(statement, self._given_always) if self._given_always else statement
 
     def _id_for(self, insert: InsertText, *, many: bool) -> dict[str, str]:
@@ -265,17 +268,25 @@ class AsOf:
             return (*self._text_with_ids(statement, list(many)), one)
         if not isinstance(statement, Insert):
             return statement, many, one
+        if statement.select is not None:
+            selected = rewritten_sql.selected_with_defaults(statement) if self._times else statement
+            return selected, many, one
         parameters = list(many) or ([one] if one else [])
-        statement, changed = self._with_ids(statement, parameters)
+        table = rewritten_sql.table_of_rows(statement)
+        if table is None:
+            return statement, many, one
+        given = rewritten_sql.given(statement, parameters)
+        statement, changed = self._with_ids(statement, parameters, table, given)
         if self._times:
-            statement = rewritten_sql.with_defaults(statement, changed)
+            statement = rewritten_sql.with_defaults(statement, table, given)
         if changed is parameters:
             return statement, many, one
         return (statement, changed, {}) if many else (statement, (), changed[0])
 
     def at_time(self, statement: str) -> str:
         """SQL text that reads the clock of the call instead of the server's."""
-        return rewritten_sql.at_time(statement, self._captured_at) if self._times else statement
+        reads_clock = self._times and rewritten_sql.reads_clock(statement)
+        return rewritten_sql.at_time(statement, self._captured_at) if reads_clock else statement
 
     def restore(self, parameters: Any) -> Any:
         """Parameters of a statement, with the time of the capture where one was read from the real clock."""

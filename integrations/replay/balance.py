@@ -16,6 +16,7 @@ from ..code.signatures import invoke
 from ..manager.away import own_statements, unswallowed
 from ..manager.manager_connection import driver_connection, engine_of
 from ..manager.session_state import WAIT_BRIEFLY
+from ..plain_data import PLAIN
 from ..view.amounts import SCALES, bare, is_number, number, number_or_none, rounded
 from ..view.containers import SIMPLE, put_together, taken_apart
 from ..view.explanations import Space, Unknown, evaluate
@@ -96,7 +97,8 @@ def refuse_untold(value: Any, *, deepest: int = 8) -> None:
         raise value.unknown()
     if deepest and isinstance(value, dict | list | tuple):
         for one in value.values() if isinstance(value, dict) else value:
-            refuse_untold(one, deepest=deepest - 1)
+            if type(one) not in PLAIN:
+                refuse_untold(one, deepest=deepest - 1)
 
 
 def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) -> None:

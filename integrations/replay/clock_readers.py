@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -24,7 +25,7 @@ _LIBRARIES = frozenset(
 # They are asked for the time in place of the standard library.
 _TIME_LIBRARIES = frozenset({"arrow", "delorean", "maya", "pendulum"})
 # The managers of this package are hosts as others are.
-_PAPER = f"{__name__.rpartition('.')[0]}.paper"
+_PAPER = f"{str(__package__).rpartition('.')[0]}.paper"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class _Search:
 
     def item(self, items: dict[str, Any], name: str, value: Any) -> bool:
         """One item of a dict; whether it reads the clock."""
-        return self._add(value, lambda: items[name], lambda new: items.__setitem__(name, new))
+        return self._add(value, partial(items.__getitem__, name), partial(items.__setitem__, name))
 
     def _of(self, value: Any) -> None:
         kind = type(value)

@@ -57,7 +57,7 @@ def of_contact(rows: Iterable[object], statement: Any = None, given: Any = None)
     `statement` is what it executes, `given` the parameters beside it.
     """
     found: Digests = {}
-    for name, value in chain(_in_rows(rows), _in_statement(statement), _in_parameters(given)):
+    for name, value in chain(*_in_rows(rows), _in_statement(statement), _in_parameters(given)):
         own, number = name, 1
         while own in found:
             number += 1
@@ -69,12 +69,12 @@ def of_contact(rows: Iterable[object], statement: Any = None, given: Any = None)
     return found
 
 
-def _in_rows(rows: Iterable[object]) -> Iterator[tuple[str, Any]]:
+def _in_rows(rows: Iterable[object]) -> Iterator[list[tuple[str, Any]]]:
     for row in islice(rows, _MOST_ROWS):
         state = inspect_orm(row, raiseerr=False)
         if state is not None:
             values = state.dict
-            yield from ((name, values[key]) for name, key in _columns(state.mapper) if key in values)
+            yield [(name, values[key]) for name, key in _columns(state.mapper) if key in values]
 
 
 def _in_statement(statement: Any) -> Iterator[tuple[str, Any]]:
@@ -254,42 +254,34 @@ class LaterValues:
             if self._code.get(operation) != code:
                 self._code[operation], self._equal[operation] = code, {}
                 self._enough = {key: number for key, number in self._enough.items() if key[0] != operation}
-            known, wrong = self._equal[operation], list[str]()
-            before = self._learned(operation)
+            known, wrong, news = self._equal[operation], list[str](), False
             for name, (one, own) in compared(kept, found, code).items():
+                equal, enough = known.get(name, 0), self._enough.get((operation, name), _ENOUGH)
                 if one == own:
-                    known[name] = min(known.get(name, 0) + 1, _MOST)
+                    known[name] = min(equal + 1, _MOST)
                     self._apart.pop((operation, name), None)
+                    news |= equal + 1 == enough
                     continue
-                if not at_once and self._is_sure(operation, name):
+                if not at_once and equal >= enough:
                     wrong.append(name)
                     continue
-                self._enough[operation, name] = self._after(operation, name)
+                longer = min(max(enough, _LONGER * equal), _MOST)
+                self._enough[operation, name] = longer
                 known[name] = 0
+                news |= equal >= enough or longer != enough
                 last, times = self._apart.get((operation, name), (None, 0))
                 times = times + 1 if last == (one, own) else 1
                 self._apart[operation, name] = (one, own), times
                 if times == _ENOUGH:
                     wrong.append(name)
-            if self._learned(operation) != before:
+            if news:
                 self._keep()
             return wrong
-
-    def _enough_of(self, operation: str, name: str) -> int:
-        return self._enough.get((operation, name), _ENOUGH)
-
-    def _is_sure(self, operation: str, name: str) -> bool:
-        return self._equal[operation].get(name, 0) >= self._enough_of(operation, name)
-
-    def _after(self, operation: str, name: str) -> int:
-        """How many must be equal after a difference."""
-        longer = _LONGER * self._equal[operation].get(name, 0)
-        return min(max(self._enough_of(operation, name), longer), _MOST)
 
     def _learned(self, operation: str) -> tuple[list[str], dict[str, int]]:
         """What is kept: the values that are equal, and of how many deliveries that must be so, where it is unusual."""
         enough = {name: number for (own, name), number in self._enough.items() if own == operation}
-        sure = [name for name in self._equal[operation] if self._is_sure(operation, name)]
+        sure = [name for name, equal in self._equal[operation].items() if equal >= enough.get(name, _ENOUGH)]
         return sorted(sure), {name: number for name, number in enough.items() if number > _ENOUGH}
 
     def _keep(self) -> None:

@@ -16,12 +16,11 @@ from sqlalchemy import MetaData, Table
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 
-from ... import Entry
 from ...log import Log
 from ...words import first_line
 from ..manager.away import cannot_take, is_away
 from ..manager.host import replica_of
-from ..operations import ManagerOperation, call_of, notes_of
+from ..operations import StoredCall, call_of
 from ..roles import Balance, Session
 from ..state.kept_state import KeptState
 from ..view import checks, resumptions
@@ -61,15 +60,16 @@ class Lesson:
         self,
         view: LocalView,
         reads: Reads,
-        operation: ManagerOperation,
+        made: StoredCall,
         replica: Any,
-        entry: Entry,
+        watch: Watch,
         unwatched: Any,
         sides: SideIds,
         database_scales: DatabaseScales,
     ) -> None:
         self._view, self._reads, self._database_scales = view, reads, database_scales
-        self._operation, self._replica, self._entry = operation, replica, entry
+        self._operation, self._entry, self._notes = made.operation, made.entry, made.notes
+        self._replica, self._watch = replica, watch
         self._unwatched, self._sides = unwatched, sides
         self.before: Look | None = None
         self._answer: Any = None
@@ -121,14 +121,16 @@ class Lesson:
 
     def learn_side_rows(self) -> None:
         """Take in how many rows with a reserved id the call has written on the side."""
-        taken = {column: len(ids) for column, ids in self._sides.taken.items()}
+        taken, learning = {column: len(ids) for column, ids in self._sides.taken.items()}, self._view.learning
+        if not (taken or learning.has_sides(self._operation)):
+            return
         with self._view.lock:
-            if self._view.learning.written.side_rows.learn(self._operation.name, call_of(self._entry), taken):
-                self._view.learning.version += 1
+            if learning.written.side_rows.learn(self._operation.name, call_of(self._entry), taken):
+                learning.version += 1
 
     def misjudge(self, how: str) -> None:
         """The view has followed the call, if at all, in another way than the manager."""
-        session = notes_of(self._entry).get("session")
+        session = self._notes.get("session")
         with self._view.lock:
             if session in self._view.sessions and self._entry.seq <= self._view.seq:
                 self._view.doubt_apart(session, f"{self._operation.name} was seen to {how}")
@@ -187,10 +189,10 @@ class Lesson:
         elif self._has_resumed() or self.before is None:
             roundings = self._view.learning.roundings
             if roundings.hides_balance and self._operation.balance is not None:
-                roundings.written.pop(notes_of(self._entry).get("session"), None)
+                roundings.written.pop(self._notes.get("session"), None)
             self.look_at_session()
             # The answer of a call that is looked at is learned beside the rows of its session.
-            has_rows = notes_of(self._entry).get("session") is not None and self._view.learning.follows(self._operation)
+            has_rows = self._notes.get("session") is not None and self._view.learning.follows(self._operation)
             if self._did and not has_rows:
                 told_answers.learn(self._view, self._seen(), self._answer, None)
         else:
@@ -201,12 +203,12 @@ class Lesson:
         if self._operation.session is not Session.BEGINS:
             return False
         with self._view.lock:
-            call, notes = call_of(self._entry), notes_of(self._entry)
+            call, notes = call_of(self._entry), self._notes
             return resumptions.learn(self._view, self._operation, call, notes, self._answer)
 
     def look_before(self, looks: Looks) -> None:
         """See the session as it is before the call."""
-        session = notes_of(self._entry).get("session")
+        session = self._notes.get("session")
         if session is None:
             return
         self._listen()
@@ -267,14 +269,9 @@ class Lesson:
                 self._database_scales.ask(metadata, connection)
         return set[int | None]().union(*map(self._database_scales.within, self._metadata))
 
-    @property
-    def _watch(self) -> Watch:
-        watch: Watch = sessions.maker_of(self._replica.session_factory).kw["info"]["watch"]
-        return watch
-
     def _seen(self) -> Seen:
         entry = self._entry
-        notes = {**notes_of(entry), "at": entry.captured_at, "seq": entry.seq, "side": self._sides.taken}
+        notes = {**self._notes, "at": entry.captured_at, "seq": entry.seq, "side": self._sides.taken}
         shown = {} if self.before is None else self.before.tables
         with self._view.lock:
             hidden = resolved_before(self._view.sessions.get(notes["session"]) or {"tables": {}}, self._entry.seq)
@@ -314,7 +311,7 @@ class Lesson:
                     learning.learn_answer(LAST_BALANCE, balances.new, after.answers[LAST_BALANCE])
             self._learn_sessions(session, after, about, begins=begins)
             learning.learn_sides(seen, {column: len(ids) for column, ids in self._sides.taken.items()})
-            if self._sides.taken and "side" not in notes_of(self._entry):
+            if self._sides.taken and "side" not in self._notes:
                 learning.taken[self._entry.seq] = dict(self._sides.taken)
             for told in self._told:
                 learn_yield(learning, seen, told, balances.old)
@@ -369,7 +366,7 @@ class Lesson:
         """Learn whether the session is current after it was begun or ended."""
         if self._operation.session is None or not hasattr(self._replica, "_current_session_id"):
             return
-        session = notes_of(self._entry).get("session")
+        session = self._notes.get("session")
         if session is not None:
             self._view.learning.habits.current[self._operation.name] = self._replica._current_session_id == session
 
@@ -394,7 +391,7 @@ class Lesson:
     @contextmanager
     def _limits(self) -> Iterator[tuple[Seen | None, dict[str, str]]]:
         """A call that has changed nothing, and the limits that it went beyond; locks the view in the block."""
-        session = notes_of(self._entry).get("session")
+        session = self._notes.get("session")
         if session is None or not self._operation.has_role:
             yield None, {}
             return

@@ -8,7 +8,7 @@ the capture, and a method that swallows its error is not taken for success.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
 from functools import partial
@@ -26,7 +26,7 @@ from ..code.signatures import invoke, signature_of_bound
 from ..manager.away import Failures, is_away, noting
 from ..manager.host import Host, replica_of
 from ..manager.manager_connection import ManagerConnection
-from ..operations import BALANCES, ManagerOperation, call_of, notes_of, told_id
+from ..operations import BALANCES, ManagerOperation, StoredCall, notes_of, told_id
 from ..plain_data import PLAIN
 from ..roles import Position
 from ..state import context_state
@@ -149,7 +149,7 @@ class Replayer:
                     # Before the watch, which would refuse the connection of the manager's own that this may open.
                     self._connection.around(connection) as own,
                 ):
-                    given = [call_of(entry), notes.get("defaults")]
+                    made = StoredCall.of(operation, entry)
                     sides = self._here.sides = SideIds(notes.get("side"), self._take_id, self._column_of)
                     as_of = AsOf(
                         operation.id_column,
@@ -157,13 +157,13 @@ class Replayer:
                         entry.captured_at,
                         self._clock,
                         sides,
-                        call=given,
+                        call=[made.given, notes.get("defaults")],
                         catalog=self.catalog,
                     )
                     as_of.follow(own)
                     with self.border.watched(own, as_of) as watch:
                         watch.on_late = partial(self._is_late, entry)
-                        return self._replay(operation, own, entry, watch, as_of)
+                        return self._replay(made, own, watch, as_of)
             except BaseException:
                 self.carried.drop(entry, self._here.kept, notes.get("foreseen", {}))
                 self.border.forget()
@@ -179,15 +179,14 @@ class Replayer:
 
     def _replay(
         self,
-        operation: ManagerOperation,
+        made: StoredCall,
         connection: Connection,
-        entry: Entry,
         watch: Watch,
         as_of: AsOf,
         *,
         in_real_time: bool = False,
     ) -> Any:
-        notes = notes_of(entry)
+        operation, entry, notes = made.operation, made.entry, made.notes
         copy = partial(self._host.replica, session_id=notes.get("session"))
         replica, kept = self.carried.begin(copy, entry, notes.get("state"), notes.get("foreseen", {}))
         self._here.kept = kept
@@ -206,33 +205,28 @@ class Replayer:
                     clock.thaw()
                 with everywhere(replica.session_factory):
                     try:
-                        value, call = self._call(operation, replica, entry, as_of, clock)
+                        value, call = self._call(made, replica, watch, as_of, clock)
                     finally:
                         sessions.end_scope(replica.session_factory)
         except Exception as exc:  # noqa: BLE001 - whatever the manager raises is judged there
             if not (in_real_time or kept.in_contact or watch.misfit or isinstance(exc, OutboxError)):
                 # The rehearsal came further: an object that later calls have used, too, refuses to go back in time.
-                return self._replay(operation, connection, entry, watch, as_of, in_real_time=True)
+                again = StoredCall.of(operation, entry)
+                return self._replay(again, connection, watch, as_of, in_real_time=True)
             result = self._raised(operation, entry, watch, exc)
-            self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
+            self.carried.end(kept, entry, notes.get("foreseen", {}))
             return result
-        self._judge(operation, entry, type(replica), watch, failures, value, call)
+        self._judge(made, type(replica), watch, failures, value, call)
         if not (in_real_time or kept.has_followed):
-            self._compare_values(operation, entry, watch, clock)
-        self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
+            self._compare_values(made, watch, clock)
+        self.carried.end(kept, entry, notes.get("foreseen", {}))
         return value if isinstance(value, (bool, int, str, type(None))) else None
 
     def _judge(
-        self,
-        operation: ManagerOperation,
-        entry: Entry,
-        kind: type,
-        watch: Watch,
-        failures: Failures,
-        value: Any,
-        call: dict[str, Any],
+        self, made: StoredCall, kind: type, watch: Watch, failures: Failures, value: Any, call: dict[str, Any]
     ) -> None:
         """Keep what a manager of class `kind` answered for the caller, or raise where that was no success."""
+        operation, entry = made.operation, made.entry
         if watch.misfit is not None:
             raise watch.misfit
         # After a failure that it swallowed, the manager may have written something else than it would without.
@@ -253,7 +247,7 @@ class Replayer:
             failed.holds_back = not declined(operation, kind, value)
             raise failed
         # Whether the caller of an earlier process's entry got an id is unknown.
-        if notes_of(entry).get("final") or self.answers.is_left(entry.seq) or entry.seq < self._own_from:
+        if made.notes.get("final") or self.answers.is_left(entry.seq) or entry.seq < self._own_from:
             self.compare_id(operation, entry, value)
 
     def _raised(self, operation: ManagerOperation, entry: Entry, watch: Watch, exc: Exception) -> Any:
@@ -286,24 +280,24 @@ class Replayer:
         return misconfigured(error, operation, entry, self._host) or error
 
     def _call(
-        self, operation: ManagerOperation, replica: Any, entry: Entry, as_of: AsOf, clock: FrozenClock
+        self, made: StoredCall, replica: Any, watch: Watch, as_of: AsOf, clock: FrozenClock
     ) -> tuple[Any, dict[str, Any]]:
         """What the method answers, and the arguments as it leaves them."""
+        operation, entry = made.operation, made.entry
         method = getattr(replica, operation.name, None)
         if method is None:
             raise TargetMisconfigured(f"the manager has no method {operation.name!r}, and entry {entry.seq} needs it")
-        if self._diverged(operation, entry, replica):
+        if self._diverged(made, replica):
             # The change follows what the other writer did, so it must not be stamped before that.
             as_of.keep_times()
             clock.thaw()
         # Defaults are those of the software that was called, as far as the method still has these arguments.
         signature = signature_of_bound(method)
-        given = call_of(entry)
-        must_fit(operation, entry, given, signature)
+        must_fit(made, signature)
         known = signature.parameters
-        call = {name: value for name, value in notes_of(entry).get("defaults", {}).items() if name in known}
-        call |= operation.of_row(given, self.same_row.of)
-        with self._witnessing(operation, entry, replica) as witness:
+        call = {name: value for name, value in made.notes.get("defaults", {}).items() if name in known}
+        call |= operation.of_row(made.given, self.same_row.of)
+        with self._witnessing(made, replica, watch) as witness:
             if not operation.context:
                 answer = invoke(method, call)
                 sessions.commit_left(replica.session_factory)
@@ -313,16 +307,15 @@ class Replayer:
             sessions.commit_left(replica.session_factory)
         return None, call
 
-    def _witnessing(self, operation: ManagerOperation, entry: Entry, replica: Any) -> AbstractContextManager[Any]:
+    def _witnessing(self, made: StoredCall, replica: Any, watch: Watch) -> AbstractContextManager[Any]:
         if self.witness is None:
             return nullcontext(_Nobody())
-        return self.witness.watching(operation, replica, entry, self.border.unwatched, self._here.sides)
+        return self.witness.watching(made, replica, watch, self.border.unwatched, self._here.sides)
 
-    def _diverged(self, operation: ManagerOperation, entry: Entry, replica: Any) -> bool:
+    def _diverged(self, made: StoredCall, replica: Any) -> bool:
         """Whether the balance is another than the caller was given, which is reported, or was so before this call."""
-        given: Mapping[str, Any] = notes_of(entry).get(BALANCES) or {}
-        session = notes_of(entry).get("session")
-        overtaken = operation.balance is not None and self._divergences.is_overtaken(session, entry.captured_at)
+        entry, given, session = made.entry, made.notes.get(BALANCES) or {}, made.notes.get("session")
+        overtaken = made.operation.balance is not None and self._divergences.is_overtaken(session, entry.captured_at)
         if "old" not in given:
             return overtaken
         with self.border.unwatched():
@@ -334,12 +327,12 @@ class Replayer:
         self._divergences.of_balance(entry, session, given["old"], found, self._clock.now())
         return True
 
-    def _compare_values(self, operation: ManagerOperation, entry: Entry, watch: Watch, clock: FrozenClock) -> None:
+    def _compare_values(self, made: StoredCall, watch: Watch, clock: FrozenClock) -> None:
         """Report values that the call had otherwise when it turned to the database."""
-        kept, cls = notes_of(entry).get("fingerprint"), self._host.manager_class
+        operation, entry, given = made.operation, made.entry, made.given
+        kept, cls = made.notes.get("fingerprint"), self._host.manager_class
         if not kept or not watch.fingerprint or cls is None or self._host.is_mocked:
             return
-        given = call_of(entry)
         if operation.of_row(given, self.same_row.of) != given:
             # The row that the call meant is another one.
             return

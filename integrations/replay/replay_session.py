@@ -18,7 +18,7 @@ from sqlalchemy.pool import Pool
 
 from ...errors import TargetMisconfigured
 from ..manager.manager_connection import ReplayConnection
-from ..sql_text import is_of_savepoints, is_setting, isolates, only_reads
+from ..sql_text import is_contact, is_setting, isolates, only_reads
 from . import sessions
 from .asof import AsOf
 from .fingerprint import Digests, of_contact
@@ -154,7 +154,7 @@ class Watch:
 
     def sees(self, statement: str) -> None:
         """Raise `TargetMisconfigured` for a statement that would not do here what it did for the manager."""
-        if not (is_of_savepoints(statement) or is_setting(statement)):
+        if is_contact(statement):
             self.on_contact()
         if isolates(statement):
             raise self.isolated()

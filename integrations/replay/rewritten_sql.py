@@ -11,7 +11,7 @@ given values for more columns.  What is quoted, or said in a comment, is none.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -72,9 +72,10 @@ def reads_clock(statement: str) -> bool:
     return any(found["call"] or found["word"] for found in _TOKEN.finditer(statement))
 
 
-def table_of(statement: Any) -> Table | None:
-    """The table that an insert of rows fills; None for other statements, and for inserts of what is selected."""
-    if not isinstance(statement, Insert) or statement.select is not None:
+def table_of_rows(statement: Insert) -> Table | None:
+    """The table of rows for which more columns can be given; None where the rows of `values()` are tuples."""
+    many = statement._multi_values
+    if many and not all(isinstance(row, Mapping) for rows in many for row in rows):
         return None
     return statement.table if isinstance(statement.table, Table) else None
 
@@ -103,25 +104,17 @@ def count_rows(statement: Insert) -> int:
     return sum(len(rows) for rows in statement._multi_values) if statement._multi_values else 1
 
 
-def has_rows_by_name(statement: Insert) -> bool:
-    """Whether more columns can be given: not where the rows of `values()` are tuples."""
-    return all(isinstance(row, Mapping) for rows in statement._multi_values or () for row in rows)
-
-
-def with_defaults(statement: Any, parameters: list[dict[str, Any]]) -> Any:
-    """An insert that gives the columns whose default in PostgreSQL reads the clock."""
-    if isinstance(statement, Insert) and isinstance(statement.select, Select):
-        return _selected_with_defaults(statement, statement.select)
-    table = table_of(statement)
-    if table is None or not has_rows_by_name(statement):
-        return statement
-    names = given(statement, parameters)
-    missing = {key: default for key, default in _defaults_of(table).items() if key not in names}
+def with_defaults(statement: Insert, table: Table, given: Collection[str]) -> Insert:
+    """An insert of rows that gives the columns whose default in PostgreSQL reads the clock, but those `given`."""
+    missing = {key: default for key, default in _defaults_of(table).items() if key not in given}
     return with_values(statement, [missing] * count_rows(statement)) if missing else statement
 
 
-def _selected_with_defaults(statement: Insert, select: Select[Any]) -> Insert:
+def selected_with_defaults(statement: Insert) -> Insert:
     """The same for an insert of what is selected."""
+    select = statement.select
+    if not isinstance(select, Select):
+        return statement
     names = [str(getattr(name, "key", name)) for name in statement._select_names or ()]
     defaults = _defaults_of(statement.table) if isinstance(statement.table, Table) else {}
     missing = {key: default for key, default in defaults.items() if key not in names}

@@ -20,7 +20,7 @@ from ...errors import ConfigError, TargetMisconfigured
 from ...log import Log
 from ..code.class_code import ClassCode
 from ..manager.host import Host
-from ..operations import NOTES, ManagerOperation, call_of
+from ..operations import NOTES, ManagerOperation, StoredCall, call_of
 from ..preflight.whole import mapped_tables
 
 _log = Log("outbox.integrations")
@@ -74,8 +74,9 @@ def refuse_unfit(outbox: Outbox, host: Host, calls: Mapping[str, ManagerOperatio
 def unbindable(signature: inspect.Signature, call: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
     """Explain why a stored call does not bind to a method; None if it does."""
     given = signature.parameters
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in given.values())
-    unknown = [] if takes_all else [name for name in call if name not in given]
+    unknown = [name for name in call if name not in given]
+    if unknown and any(one.kind is one.VAR_KEYWORD for one in given.values()):
+        unknown = []
     missing = [
         name
         for name, one in given.items()
@@ -95,11 +96,11 @@ def unbindable(signature: inspect.Signature, call: Mapping[str, Any], defaults: 
     return None
 
 
-def must_fit(operation: ManagerOperation, entry: Entry, call: Mapping[str, Any], signature: inspect.Signature) -> None:
-    """Raise `TargetMisconfigured` for an entry that does not bind; `call`: its arguments."""
-    reason = unbindable(signature, call, _defaults_of(entry))
+def must_fit(made: StoredCall, signature: inspect.Signature) -> None:
+    """Raise `TargetMisconfigured` for a call that does not bind."""
+    reason = unbindable(signature, made.given, made.notes.get("defaults", {}))
     if reason is not None:
-        raise TargetMisconfigured(f"entry {entry.seq} ({operation.name}) was {reason}")
+        raise TargetMisconfigured(f"entry {made.entry.seq} ({made.operation.name}) was {reason}")
 
 
 def _reasons(record: Any, host: Host, calls: Mapping[str, ManagerOperation]) -> Iterator[str]:

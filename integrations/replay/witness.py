@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ... import Entry
-from ..operations import BALANCES, ManagerOperation, notes_of, told_id
+from ..operations import BALANCES, ManagerOperation, StoredCall, notes_of, told_id
 from ..roles import Position
 from ..view.amounts import DatabaseScales
 from ..view.local_view import LocalView
@@ -18,6 +18,7 @@ from ..view.rows import POSITIONS
 from . import told_answers
 from .lesson import Lesson
 from .looks import Looks
+from .replay_session import Watch
 from .row_ids import SideIds
 
 
@@ -56,12 +57,13 @@ class Witness:
 
     @contextmanager
     def watching(
-        self, operation: ManagerOperation, replica: Any, entry: Entry, unlesson: Callable[[], Any], sides: SideIds
+        self, made: StoredCall, replica: Any, watch: Watch, unlesson: Callable[[], Any], sides: SideIds
     ) -> Iterator[Lesson]:
         """Look before and after the block in which a call is replayed."""
-        new_balance = (notes_of(entry).get(BALANCES) or {}).get("new")
+        operation, entry = made.operation, made.entry
+        new_balance = (made.notes.get(BALANCES) or {}).get("new")
         wanted = self.looks.is_due(entry.seq) or (new_balance is not None and new_balance < 0)
-        lesson = Lesson(self._view, self._reads, operation, replica, entry, unlesson, sides, self._scales)
+        lesson = Lesson(self._view, self._reads, made, replica, watch, unlesson, sides, self._scales)
         follows = self._view.learning.follows(operation)
         if wanted and follows:
             lesson.try_to(partial(lesson.look_before, self.looks))

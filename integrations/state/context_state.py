@@ -292,7 +292,8 @@ def decimals_noted() -> dict[str, Any] | None:
     """What to note of the arithmetic here; None for that with which Python begins."""
     here = decimal.getcontext()
     found = {name: getattr(here, name) for name in _FIELDS}
-    found["traps"] = sorted(signal.__name__ for signal, is_set in here.traps.items() if is_set)
+    traps = [signal.__name__ for signal, is_set in here.traps.items() if is_set]
+    found["traps"] = sorted(traps)
     return None if found == _PLAIN else found
 
 

@@ -145,7 +145,8 @@ class KeptState:
 
     def began_with(self, manager: Any, names: Iterable[str]) -> bool:
         """Whether attributes of the manager have the values with which this copy began."""
-        return all(same(_present(manager, name), self._before.get(name, MISSING)) for name in names)
+        present = _all_present(manager, names)
+        return all(same(value, self._before.get(name, MISSING)) for name, value in present.items())
 
     def changes(self) -> Changes:
         """What the call has changed since."""
@@ -227,12 +228,13 @@ class Changes:
 
     def still_fit(self, manager: Any) -> bool:
         """Whether the attributes have the values with which the call began."""
-        return all(same(_present(manager, name), change.before) for name, change in self.by_name.items())
+        present = _all_present(manager, self.by_name)
+        return all(same(present[name], change.before) for name, change in self.by_name.items())
 
     def apply(self, manager: Any) -> None:
         """Let the manager have them; what it changed itself meanwhile is kept where both can be."""
         for name, change in self.by_name.items():
-            live = _present(manager, name)
+            live = _all_present(manager, (name,))[name]
             # A copy, since what the manager has from now on may be changed by it.
             after = merged(live, change.before, copied(change.after))
             if after is not live:
@@ -261,10 +263,13 @@ def _is_cached(cls: type, name: str) -> bool:
     return any(isinstance(vars(base).get(name), cached_property) for base in cls.__mro__)
 
 
-def _present(manager: Any, name: str) -> Any:
-    """The value of a manager's attribute, which may be one of its class."""
+def _all_present(manager: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The values of a manager's attributes, which may be those of its class; `MISSING` for what is not there."""
     own = attributes(manager) if slots_of(type(manager)) else vars(manager)
-    return own[name] if name in own else _states_in(values_of(type(manager))).get(name, MISSING)
+    found = {name: own.get(name, MISSING) for name in names}
+    missing = [name for name, value in found.items() if value is MISSING]
+    of_class = _states_in(values_of(type(manager))) if missing else {}
+    return found | {name: of_class.get(name, MISSING) for name in missing}
 
 
 def scalars_shared(value: Any) -> dict[str, Any]:

@@ -183,10 +183,11 @@ def _predict_named(found: Prediction, effect: Effect | None, seen: Seen, table: 
 
 def used_up(seen: Seen, old: Row, row: Row) -> list[str]:
     """The amounts of a row that a call makes 0 without being given a 0."""
-    if any(is_number(value) and number(value) == 0 for value in seen.call.values()):
-        return []
-    amounts = ((key, old.get(key), value) for key, value in row.items() if is_number(value))
-    return [key for key, before, value in amounts if number(value) == 0 and is_number(before) and number(before) != 0]
+    changed = [(key, old.get(key), value) for key, value in row.items() if value is not old.get(key)]
+    amounts = [(key, before, value) for key, before, value in changed if is_number(value) and is_number(before)]
+    zeros = [key for key, before, value in amounts if number(value) == 0 != number(before)]
+    is_given = zeros and any(is_number(value) and number(value) == 0 for value in seen.call.values())
+    return [] if is_given else zeros
 
 
 def _predict_made(found: Prediction, effect: Effect, seen: Seen, table: str, why: str) -> None:

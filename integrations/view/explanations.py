@@ -35,6 +35,8 @@ FROM_NULL = " from null"
 FARTHEST = ("max", "min")
 # Begins the key of what explained calls before the arguments behind it were first given.
 WITHOUT = "without "
+# Of what no call has changed.
+_KEPT: list[Explanation] = [["keep"]]
 _STRIKES = 2
 _TRUSTED_AGAIN = 3
 # How often an amount must be the same to be a constant: after one call it may be computed in a way that is not known.
@@ -78,6 +80,17 @@ class Space:
                 return own.predict(sources, old)
             if self.strikes:
                 raise Unknown("calls with other arguments contradict it")
+        if self.strikes or self.by_given or self.agreed < _SEEN or not self.candidates:
+            self._refuse_doubtful(given)
+        first, *others = self.candidates
+        value = evaluate(first, sources, old)
+        for one in others:
+            if not alike(other := evaluate(one, sources, old), value):
+                raise Unknown(f"it may become {value!r} or {other!r}")
+        return value
+
+    def _refuse_doubtful(self, given: str | None) -> None:
+        """Raise `Unknown` where too little was seen to trust the explanations, or another one."""
         if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
         constants = bool(self.strikes) and any(one[0] == "const" for one in self.candidates)
@@ -88,12 +101,6 @@ class Space:
             raise Unknown("another rule was seen, and this one once only since")
         if self.strikes and any(one[0] == "later" for one in self.candidates):
             raise Unknown("another time was seen")
-        first, *others = self.candidates
-        value = evaluate(first, sources, old)
-        for one in others:
-            if not alike(other := evaluate(one, sources, old), value):
-                raise Unknown(f"it may become {value!r} or {other!r}")
-        return value
 
     def before(self, given: str) -> str | None:
         """The key of what explained calls before an argument was first given that is not among these."""
@@ -131,6 +138,9 @@ def predict_row(
     """
     row, doubts = dict(old or {}), dict[str, str]()
     for key, space in spaces.items():
+        if space.candidates == _KEPT and not (space.strikes or space.by_given) and key in row:
+            # Most columns: a call changes few of a row.
+            continue
         try:
             if by_values and space.strikes:
                 raise Unknown("it depends on the values of the arguments")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -335,15 +335,19 @@ class Learning:
         is_exact = is_exact and not self.roundings.rounds(read)
         observe(space, "balance", shown, {"note:balance": bare(balance)}, scales=(None,) if is_exact else SCALES)
 
-    def sides(self, seen: Seen, bound: Mapping[str, Any] = {}) -> dict[str, int]:
+    def has_sides(self, operation: ManagerOperation) -> bool:
+        """Whether a call may write rows with a reserved id on the side, as far as was seen."""
+        return self.written.side_rows.knows(operation.name)
+
+    def sides(self, name: str, seen: Callable[[], Seen], bound: Mapping[str, Any]) -> dict[str, int]:
         """How many rows with a reserved id a call with the arguments `bound` may write on the side."""
-        name, rows = seen.operation.name, self.written.side_rows
-        return rows.fewest(name) | dict(self._sides_seen(seen)) | rows.by_size(name, bound)
+        rows = self.written.side_rows
+        found = rows.of_all(name)
+        found = self._sides_seen(seen()) if found is None else found
+        return rows.fewest(name) | dict(found) | rows.by_size(name, bound)
 
     def _sides_seen(self, seen: Seen) -> Mapping[str, int]:
         """As many as were seen of such calls; of a new kind, as many as others did."""
-        if not any(one.sides for one in (*self.effects.values(), *self.shapes.values())):
-            return {}
         effect = self.effect(seen)
         if effect is not None and effect.count and seen.given <= effect.given:
             return effect.sides
@@ -357,6 +361,14 @@ class Learning:
         for effect in self._effects(seen):
             sides = {column: max(count, effect.sides.get(column, 0)) for column, count in taken.items()}
             effect.sides = sides if effect.values is None else effect.sides | sides
+        self._agree_on_sides()
+
+    def _agree_on_sides(self) -> None:
+        found: dict[str, list[Mapping[str, int]]] = {}
+        for kind, effect in (*self.effects.items(), *self.shapes.items()):
+            found.setdefault(kind.partition("|")[0], []).append(effect.sides)
+        for name, sides in found.items():
+            self.written.side_rows.agree(name, sides)
 
     # -- durability
 
@@ -392,6 +404,7 @@ class Learning:
         self.habits = Habits(state["current"], state.get("resumes", {}))
         self.written.load(state.get("written", {}))
         self.written.side_rows = SideRows(state.get("side_rows"))
+        self._agree_on_sides()
         roundings = self.roundings
         roundings.load(state.get("roundings", {}))
         self.sums = Sums.load(state)

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -97,7 +98,7 @@ class Reads:
         self._own = {name: ManagerRead(name) for name in LOCAL_READS if name not in self.declared}
         self._own |= {one.standard: one for one in self.declared.values() if one.standard in LOCAL_READS}
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The manager's names of its reads: those answered locally, and others that are declared."""
         return tuple(dict.fromkeys((*(read.name for read in self._own.values()), *self.declared)))

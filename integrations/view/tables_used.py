@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ... import Outbox, OutboxError
@@ -115,6 +115,8 @@ class SideRows:
             name: {column: (fewest, list(names)) for column, (fewest, names) in one.items()}
             for name, one in (state or {}).items()
         }
+        # By operation: the rows of all its effects; None where these differ.
+        self._of_all: dict[str, Mapping[str, int] | None] = {}
 
     def learn(self, name: str, call: Mapping[str, Any], taken: Mapping[str, int]) -> bool:
         """Take in how many ids a call took; whether that is new."""
@@ -130,6 +132,18 @@ class SideRows:
             return False
         self._seen[name] = now
         return True
+
+    def knows(self, name: str) -> bool:
+        """Whether calls of an operation were seen to take ids."""
+        return name in self._seen or self.of_all(name) != {}
+
+    def agree(self, name: str, sides: Sequence[Mapping[str, int]]) -> None:
+        """Take over what each effect of an operation has."""
+        self._of_all[name] = sides[0] if all(one == sides[0] for one in sides) else None
+
+    def of_all(self, name: str) -> Mapping[str, int] | None:
+        """How many rows any call of an operation was seen to write; None where that depends on the call."""
+        return self._of_all.get(name, {})
 
     def by_size(self, name: str, call: Mapping[str, Any]) -> dict[str, int]:
         """How many rows a call writes by the size of an argument, where that explains what was seen."""

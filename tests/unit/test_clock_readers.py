@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from outbox.integrations.paper import DatabaseManager
 from outbox.integrations.replay.clock_readers import HostModules, Place, places_of
 from outbox.integrations.replay.frozen_clock import frozen, stand_in_for
 
@@ -51,6 +52,11 @@ def firm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
 def test_module_of_the_host_is_told_from_others(firm: dict[str, ModuleType], name: str, is_the_hosts: bool) -> None:
     """Another's client signs its requests with the real time."""
     assert HostModules([firm["firm_engine"].Manager]).have(vars(firm[name])) is is_the_hosts
+
+
+def test_paper_manager_is_a_host_as_others_are() -> None:
+    """It reads the clock in modules of this package, and its replays must find the time of the call there."""
+    assert HostModules([DatabaseManager]).have(vars(importlib.import_module("outbox.integrations.paper.manager_base")))
 
 
 @pytest.mark.parametrize("name", ["sqlalchemy", "outbox.clock", "logging", "psycopg2", "_pytest.config"])

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError, ResourceClosedError
 
-from outbox.integrations.operations import NOTES
+from outbox.integrations.operations import NOTES, StoredCall
 from outbox.integrations.replay.lesson import Lesson
+from outbox.integrations.replay.replay_session import Watch
 from outbox.integrations.replay.row_ids import SideIds
 from outbox.integrations.replay.witness import Witness
 from outbox.integrations.view.local_view import LocalView
@@ -39,13 +40,14 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Lesson, "look_after", lambda _: found.append("after"))
     monkeypatch.setattr(Lesson, "look_at_session", lambda *_: None)
     monkeypatch.setattr(Lesson, "refused", lambda *_: None)
-    monkeypatch.setattr(Lesson, "_watch", SimpleNamespace(committed=True, error=None))
     return found
 
 
 def replay(made: Witness, seq: int, error: type[Exception] | None = None) -> None:
     entry: Any = SimpleNamespace(seq=seq, args={NOTES: {"session": 1}})
-    with made.watching(OPERATION, None, entry, lambda: None, SideIds(None, lambda *_: None)):
+    call, watch = StoredCall.of(OPERATION, entry), Watch()
+    watch.committed = True
+    with made.watching(call, None, watch, lambda: None, SideIds(None, lambda *_: None)):
         if error is not None:
             raise error
 

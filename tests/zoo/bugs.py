@@ -545,7 +545,7 @@ BUGS = (
     Bug(
         "another writer's balance is papered over",
         "integrations/replay/replay.py",
-        "        if self._diverged(operation, entry, replica):",
+        "        if self._diverged(made, replica):",
         "        if False:",
         ("tests/integration/adapter/test_outage.py",),
     ),
@@ -874,7 +874,7 @@ BUGS = (
     Bug(
         "what the rehearsal does to a list that it is given is stored",
         "integrations/calls/preparing.py",
-        "                call = {name: copied(value) for name, value in bound.items()}",
+        "                call = {name: one if type(one) in PLAIN else copied(one) for name, one in bound.items()}",
         "                call = dict(bound)",
         ("tests/integration/adapter/test_context.py",),
     ),
@@ -980,7 +980,7 @@ BUGS = (
     Bug(
         "adapter: an upgrade turns queued calls into dead letters",
         "integrations/replay/replay.py",
-        "        must_fit(operation, entry, given, signature)\n",
+        "        must_fit(made, signature)\n",
         "",
         ("tests/integration/adapter/test_upgrades.py",),
     ),
@@ -2100,7 +2100,7 @@ BUGS = (
     Bug(
         "adapter: a call becomes a dead letter since a later one has used the same maker of ids",
         "integrations/replay/replay.py",
-        "return self._replay(operation, connection, entry, watch, as_of, in_real_time=True)",
+        "return self._replay(again, connection, watch, as_of, in_real_time=True)",
         "pass",
         ("tests/integration/adapter/test_id_makers.py",),
     ),
