@@ -25,7 +25,7 @@ from ..code.method_code import Facts, facts_of
 from ..manager.host import Host
 from ..plain_data import SCALARS, is_of_the_host, is_small, is_state
 from .foreseen import Foreseen
-from .kept_state import NOT_STATE, Changes, is_storable
+from .kept_state import NOT_STATE, Changes, is_storable, stored_form
 
 
 def parts_read(code: ClassCode, name: str) -> dict[str, frozenset[str] | None]:
@@ -166,7 +166,16 @@ class NotedState:
         read = known.names & own.keys() - but
         found = {name: own[name] for name in read if can_be_stored(_as_stored(own[name]), self._learn)}
         parts = {name: self._parts(own[name], known.held[name]) for name in known.held.keys() & own.keys() - but}
-        return Beside(early, found, {name: one for name, one in parts.items() if one})
+        parts = {name: one for name, one in parts.items() if one}
+        # A replay finds what calls before it have made of an object only where it begins with all that it held.
+        whole = {name for name in read - found.keys() - parts.keys() if self._can_be_noted_whole(own[name])}
+        return Beside(early, found | {name: own[name] for name in whole}, parts)
+
+    def _can_be_noted_whole(self, value: Any) -> bool:
+        """Whether an object, or a collection of such, can be stored with all that it holds."""
+        if isinstance(value, SCALARS) or not is_state(value) or not is_small(value, _MOST) or not is_storable(value):
+            return False
+        return can_be_stored(stored_form(value), self._learn)
 
     def _read_by(self, method: str) -> _Read:
         cls = self._host.manager_class
