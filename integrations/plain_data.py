@@ -97,35 +97,50 @@ def is_small(value: Any, most: int = _STORED) -> bool:
     return True
 
 
-def copied(value: Any) -> Any:
-    """A copy of plain data, collections within it included; a long list keeps its items; anything else as it is."""
+# By `id()`: the value, so that its id stays its own, and its copy.
+Copies = dict[int, tuple[Any, Any]]
+
+
+def copied(value: Any, known: Copies | None = None) -> Any:
+    """A copy of plain data, collections within it included; a long list keeps its items; anything else as it is.
+
+    `known`: what was copied before: what two attributes hold, their copies hold, too.
+    """
     if type(value) in PLAIN:
         return value
+    known = {} if known is None else known
     if is_long(value):
-        return copy.copy(value)
+        return known.setdefault(id(value), (value, copy.copy(value)))[1]
     if isinstance(value, SCALARS) or type(value).__module__ == "numpy" or not is_state(value):
         return value
-    return _copied(value)
+    return _copied(value, known)
 
 
-def _copied(value: Any) -> Any:
+def all_copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of several values, which hold together what these do."""
+    known: Copies = {}
+    return {name: copied(value, known) for name, value in values.items()}
+
+
+def _copied(value: Any, known: Copies) -> Any:
     if isinstance(value, SCALARS) or type(value).__module__ == "numpy":
         return value
-    if isinstance(value, count):
-        return count(*counter(value) or ())
-    made = copy.copy(value)
+    if id(value) in known:
+        return known[id(value)][1]
+    made = count(*counter(value) or ()) if isinstance(value, count) else copy.copy(value)
+    known[id(value)] = value, made
     if isinstance(made, (list, deque)):
         for at, item in enumerate(made):
             if type(item) not in PLAIN:
-                made[at] = _copied(item)
-    elif not isinstance(made, (set, tuple, frozenset)):
+                made[at] = _copied(item, known)
+    elif not isinstance(made, (set, tuple, frozenset, count)):
         for name, item in (made if isinstance(made, dict) else attributes(made)).items():
             if type(item) in PLAIN:
                 continue
             if isinstance(made, dict):
-                made[name] = _copied(item)
+                made[name] = _copied(item, known)
             else:
-                put(made, name, _copied(item))
+                put(made, name, _copied(item, known))
     return made
 
 

@@ -19,10 +19,12 @@ from sqlalchemy.orm import Session
 
 from ... import Entry, EntryStatus, Outbox
 from ...errors import EntryNotFound, TargetMisconfigured
+from ...records import attributes
+from ..code.begun import begun
 from ..manager.host import Host
-from ..plain_data import is_small, same
+from ..plain_data import all_copied, is_small, is_state, same
 from .foreseen import ForeseenChange, behind, changed, correction
-from .kept_state import Changes, KeptState
+from .kept_state import NOT_STATE, Changes, KeptState
 from .merging import Change
 
 # Changes are joined where no call has noted a value between them, so that a backlog makes one.
@@ -71,7 +73,8 @@ class Unseen:
             goes_on = last is not None and last.process == process and last.last < seq
             # Otherwise the engine has set it between them.
             if last is not None and goes_on and last.at > self._noted and same(last.change.after, change.before):
-                links[-1] = made._replace(first=last.first, change=Change(last.change.before, change.after))
+                is_other = last.change.is_other or change.is_other
+                links[-1] = made._replace(first=last.first, change=Change(last.change.before, change.after, is_other))
             else:
                 links.append(made)
             if len(links) > _MOST:
@@ -84,10 +87,13 @@ class Unseen:
             return
         # An earlier process, whose calls come before all of this one, has counted for itself.
         at = seen["at"] if seen["process"] == self._process else 0
+        made: dict[tuple[int, int], dict[str, Change]] = {}
         for name in [*self._links] if names is None else names:
             for link in self._links.get(name, ()):
                 if link.at > at and link.first >= seen["process"] and link.last < seq:
-                    yield Changes({name: link.change})
+                    made.setdefault((link.first, link.last), {})[name] = link.change
+        # Those of one call together: several attributes may hold what it has changed.
+        yield from (Changes(made[calls]) for calls in sorted(made))
 
 
 class Carried:
@@ -96,6 +102,10 @@ class Carried:
     def __init__(self, host: Host, outbox: Outbox | None) -> None:
         """Without `outbox` the relay's process has no engine, whose manager could receive anything."""
         self._host, self._outbox = host, outbox
+        # What the constructor gives the manager's attributes.
+        self._first: Mapping[str, Any] = {}
+        if outbox is not None:
+            host.when_built(self._know_first)
         # Calls of an earlier process changed a manager that is gone.
         self._since = 0 if outbox is None else outbox.store.figures().counters.next_seq
         self._lock = threading.RLock()
@@ -141,10 +151,19 @@ class Carried:
             self.settle()
             replica = make()
             kept = KeptState(replica)
+            if noted and noted.get("unbuilt") and entry.seq < self._since:
+                kept.begin_with(self._first)
             names = kept.restore(noted, foreseen) if noted else ()
             for earlier in self._before(entry.seq, noted or {}, names):
                 kept.follow(earlier)
         return replica, kept
+
+    def _know_first(self, manager: Any) -> None:
+        own = {name: one for name, one in attributes(manager).items() if is_state(one) and is_small(one)}
+        # Calls that were made before it was built have changed these.
+        counted = self._host.early.keys() & own.keys()
+        own |= {name: one for name, one in begun(type(manager)).items() if name in counted}
+        self._first = all_copied({name: one for name, one in own.items() if name not in NOT_STATE})
 
     def _before(self, seq: int, noted: Mapping[str, Any], names: Collection[str]) -> Iterator[Changes]:
         """What calls before call `seq` have changed since it noted `names`, oldest first."""

@@ -7,7 +7,6 @@ there is carried over to the manager once: at the call, or when PostgreSQL has i
 from __future__ import annotations
 
 import copy
-import threading
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from ...records import attributes, put, slots_of
 from ..code.members import values_of
 from ..plain_data import (
     SCALARS,
+    Copies,
+    all_copied,
     copied,
     counter,
     in_key_order,
@@ -34,16 +35,14 @@ from ..plain_data import (
     same,
 )
 from .merging import MISSING, NUMBERS, Change, delta_of, merged, take_back
+from .own_locks import own_locks
+from .references import referring
 from .stored_types import can_be_rebuilt, rebuilt, types_in
 
 _CONTAINERS = (list, dict, set, deque)
 # Set by the adapter itself for each copy.
 NOT_STATE = frozenset({"session_factory", "_current_session_id"})
 _FACTORIES = (sessionmaker, scoped_session)
-# A rehearsal ends where the call turns to the database, between `acquire()` and `release()`; and a replay must not wait
-# for a lock that the caller holds while it waits for the replay.  So each copy has locks of its own.
-_RLOCK = type(threading.RLock())
-_LOCKS = (type(threading.Lock()), _RLOCK, threading.Condition, threading.Semaphore)
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -53,6 +52,8 @@ class KeptState:
     def __init__(self, replica: Any) -> None:
         self.replica = replica
         self._before: dict[str, Any] = {}
+        # The copy's own values with which it began.
+        self._begun: dict[str, Any] = {}
         self._watched: dict[str, dict[str, Any]] = {}
         # Attributes of which the manager has what the call did before it turned to the database.
         self._noted: tuple[str, ...] = ()
@@ -65,15 +66,22 @@ class KeptState:
         # What was changed before the contact, of attributes that were not noted.
         self._early: Mapping[str, Change] = {}
         own, of_class = vars(replica), values_of(type(replica))
-        locks = _own_locks(replica, of_class)
+        locks = own_locks(replica, of_class)
         own.update(_states_in(of_class) | own | locks)
         self._before.update(locks)
+        others: list[str] = []
+        known: Copies = {}
+        known_before: Copies = {}
         for name in own.keys() - NOT_STATE - locks.keys():
             value = self._before[name] = own[name]
             if not is_state(value) and not is_long(value):
                 self._watched[name] = _scalars_of(value)
+                others.append(name)
             elif not isinstance(value, SCALARS):
-                own[name], self._before[name] = copied(value), copied(value)
+                own[name], self._before[name] = copied(value, known), copied(value, known_before)
+        for name in others:
+            own[name] = self._before[name] = referring(own[name], known, name, replica)
+        self._begun.update(own)
 
     def follow(self, earlier: Changes) -> None:
         """Begin after a call whose changes the manager does not have yet."""
@@ -88,6 +96,12 @@ class KeptState:
         earlier.apply(self.replica)
         self.has_followed = self.has_followed or bool(earlier)
         self._begin_again(earlier.by_name)
+
+    def begin_with(self, values: Mapping[str, Any]) -> None:
+        """Begin with these values of attributes, as the constructor makes them."""
+        for name, value in all_copied(values).items():
+            put(self.replica, name, _refilled(vars(self.replica).get(name), value))
+        self._begin_again(values)
 
     def restore(self, noted: Mapping[str, Any], foreseen: Collection[str] = ()) -> Collection[str]:
         """Begin with the values that attributes had at the call (see `Changes.noted`).
@@ -139,6 +153,7 @@ class KeptState:
     def _begin_again(self, names: Iterable[str]) -> None:
         for name in names:
             if name in vars(self.replica):
+                self._begun[name] = vars(self.replica)[name]
                 self._before[name] = copied(vars(self.replica)[name])
             else:
                 self._before.pop(name, None)
@@ -151,6 +166,7 @@ class KeptState:
     def changes(self) -> Changes:
         """What the call has changed since."""
         found: dict[str, Change] = {}
+        known: Copies = {}
         for name, after in vars(self.replica).items():
             before = self._before.get(name, MISSING)
             # The adapter gives each copy a session factory, and a property may keep it under a name of its own.
@@ -160,7 +176,7 @@ class KeptState:
                 # Each copy makes its own: what this one has made may hold the copy.
                 continue
             if not same(before, after):
-                found[name] = Change(before, copied(after))
+                found[name] = Change(before, copied(after, known), after is not self._begun.get(name, MISSING))
         return Changes(found)
 
     def later_changes(self) -> Changes:
@@ -233,11 +249,18 @@ class Changes:
 
     def apply(self, manager: Any) -> None:
         """Let the manager have them; what it changed itself meanwhile is kept where both can be."""
+        known: Copies = {}
+        done: dict[int, Any] = {}
         for name, change in self.by_name.items():
-            live = _all_present(manager, (name,))[name]
+            live = present = _all_present(manager, (name,))[name]
             # A copy, since what the manager has from now on may be changed by it.
-            after = merged(live, change.before, copied(change.after))
-            if after is not live:
+            after = copied(change.after, known)
+            if not change.is_other or isinstance(live, SCALARS):
+                after = merged(live, change.before, after, done)
+            elif not same(live, change.before):
+                # What was there may be held elsewhere, and is what it was.
+                after = merged(copied(live), change.before, after)
+            if after is not present:
                 setattr(manager, name, after)
 
 
@@ -291,6 +314,11 @@ def _scalars(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: inner for name, inner in tuple(found.items()) if isinstance(inner, SCALARS)}
 
 
+def stored_form(value: Any) -> Any:
+    """A value as it is stored with a call.  Raises `ConfigError` where it cannot be."""
+    return _plain(value, "", "")
+
+
 def _plain(value: Any, operation: str, name: str) -> Any:
     """`value` as it can be stored: an object of the host by its attributes."""
     if isinstance(value, SCALARS) or type(value).__module__ == "numpy":
@@ -316,7 +344,7 @@ def _plain(value: Any, operation: str, name: str) -> Any:
 def is_storable(value: Any) -> bool:
     """Whether a value can be stored with a call."""
     try:
-        _plain(value, "", "")
+        stored_form(value)
     except ConfigError:
         return False
     return True
@@ -330,7 +358,7 @@ def _fill(owner: Any, name: str, value: Any, types: Mapping[str, Any] | None = N
         value = count(*value)
     if isinstance(present, deque) and isinstance(value, (list, deque)):
         value = deque(value, present.maxlen)
-    if isinstance(present, dict) and type(present) is not dict and isinstance(value, dict):
+    if isinstance(present, dict) and type(present) not in (dict, type(value)) and isinstance(value, dict):
         made = copy.copy(present)
         made.clear()
         made.update(value)
@@ -339,29 +367,29 @@ def _fill(owner: Any, name: str, value: Any, types: Mapping[str, Any] | None = N
         for inner, item in value.items():
             _fill(present, inner, item)
         return
-    put(owner, name, value)
+    put(owner, name, _refilled(present, value))
 
 
-def _own_locks(replica: Any, of_class: Mapping[str, Any]) -> dict[str, Any]:
-    """New locks for those that a copy shares with its manager, by the names of its attributes; none is held.
-
-    `of_class`: the members of its class.
-    """
-    # At each call anew: a class may get its lock at its first use.
-    owners = (of_class, vars(replica))
-    found = {name: value for one in owners for name, value in one.items() if isinstance(value, _LOCKS)}
-    made: dict[int, Any] = {}
-    return {name: _lock_like(value, made) for name, value in found.items()}
-
-
-def _lock_like(lock: Any, made: dict[int, Any]) -> Any:
-    """A lock of the same kind; one for each, since a condition may share its lock with an attribute."""
-    if id(lock) not in made:
-        if isinstance(lock, threading.Condition):
-            made[id(lock)] = threading.Condition(_lock_like(lock._lock, made))  # type: ignore[attr-defined]
-        elif isinstance(lock, threading.Semaphore):
-            # A copy may enter as often as the manager could now, and at least once: no other thread releases it.
-            made[id(lock)] = threading.Semaphore(max(1, lock._value))
-        else:
-            made[id(lock)] = threading.RLock() if isinstance(lock, _RLOCK) else threading.Lock()
-    return made[id(lock)]
+def _refilled(present: Any, value: Any) -> Any:
+    """`value`, in what is there as far as it is of the same type: another attribute of the copy may hold that, too."""
+    if present is value or type(present) is not type(value) or isinstance(value, SCALARS) or not is_state(present):
+        return value
+    if isinstance(present, dict):
+        items = {key: _refilled(present.get(key), item) for key, item in value.items()}
+        present.clear()
+        present.update(items)
+    elif isinstance(present, list):
+        present[:] = [*map(_refilled, present, value), *value[len(present) :]]
+    elif isinstance(present, (deque, set)) and getattr(present, "maxlen", None) == getattr(value, "maxlen", None):
+        items_ = list(value)
+        present.clear()
+        present.update(items_) if isinstance(present, set) else present.extend(items_)
+    elif is_of_the_host(present):
+        stored = attributes(value)
+        for name in attributes(present).keys() - stored.keys():
+            object.__delattr__(present, name)
+        for name, item in stored.items():
+            put(present, name, _refilled(attributes(present).get(name), item))
+    else:
+        return value
+    return present

@@ -22,18 +22,31 @@ MISSING: Any = object()
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one call did to one attribute; `before` is `MISSING` for a new one."""
+    """What one call did to one attribute; `before` is `MISSING` for a new one.
+
+    `is_other`: it has put another collection or object there, and has left the one before as it was.
+    """
 
     before: Any
     after: Any
+    is_other: bool = False
 
 
-def merged(live: Any, before: Any, after: Any) -> Any:
-    """`live` with what was changed from `before` to `after`; collections and objects are changed in place."""
+def merged(live: Any, before: Any, after: Any, done: dict[int, Any] | None = None) -> Any:
+    """`live` with what was changed from `before` to `after`; collections and objects are changed in place.
+
+    `done`: what has got its changes already, by `id()`: several attributes may hold it.
+    """
     if type(live) is not type(after):
         return after
     if isinstance(live, NUMBERS) and not isinstance(live, bool):
         return after if same(live, before) or type(before) is not type(after) else live + (after - before)
+    if isinstance(live, SCALARS):
+        return after
+    done = {} if done is None else done
+    if id(live) in done:
+        return live
+    done[id(live)] = live
     if isinstance(live, list):
         grown = isinstance(before, list) and same(after[: len(before)], before)
         live[:] = [*live, *after[len(before) :]] if grown else after
@@ -44,7 +57,7 @@ def merged(live: Any, before: Any, after: Any) -> Any:
             live.clear()
         live.extend(added)
     elif isinstance(live, dict):
-        _merge_dict(live, before if isinstance(before, dict) else {}, after)
+        _merge_dict(live, before if isinstance(before, dict) else {}, after, done)
     elif isinstance(live, set):
         old = before if isinstance(before, set) else set()
         live -= old - after
@@ -55,8 +68,8 @@ def merged(live: Any, before: Any, after: Any) -> Any:
         if taken is None:
             return after
         deque(islice(live, taken), maxlen=0)
-    elif not isinstance(live, SCALARS) and is_of_the_host(live) and is_state(live):
-        _merge_object(live, {} if before is MISSING else attributes(before), attributes(after))
+    elif is_of_the_host(live) and is_state(live):
+        _merge_object(live, {} if before is MISSING else attributes(before), attributes(after), done)
     else:
         return after
     return live
@@ -124,19 +137,21 @@ def take_back(value: Any, delta: Mapping[str, Any]) -> None:
                 del value[at]
 
 
-def _merge_dict(live: dict[Any, Any], before: Mapping[Any, Any], after: Mapping[Any, Any]) -> None:
+def _merge_dict(
+    live: dict[Any, Any], before: Mapping[Any, Any], after: Mapping[Any, Any], done: dict[int, Any]
+) -> None:
     for key in _removed(before, after):
         live.pop(key, None)
     for key, item in after.items():
         old = before.get(key, MISSING)
         if not same(old, item):
-            live[key] = merged(live.get(key, MISSING), old, item)
+            live[key] = merged(live.get(key, MISSING), old, item, done)
 
 
-def _merge_object(live: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+def _merge_object(live: Any, before: Mapping[str, Any], after: Mapping[str, Any], done: dict[int, Any]) -> None:
     merged = attributes(live)
     had = dict(merged)
-    _merge_dict(merged, before, after)
+    _merge_dict(merged, before, after, done)
     for name in _removed(had, merged):
         object.__delattr__(live, name)
     for name, item in merged.items():

@@ -19,13 +19,14 @@ from typing import Any
 
 from ... import InvalidEntry, Outbox
 from ...codec import encode
-from ...records import attributes, fields_of, has_fields
+from ...records import attributes, fields_of, has_fields, is_own_class
 from ..code.class_code import ClassCode, remembered
+from ..code.members import class_member, names_set_by
 from ..code.method_code import Facts, facts_of
 from ..manager.host import Host
 from ..plain_data import SCALARS, is_of_the_host, is_small, is_state
 from .foreseen import Foreseen
-from .kept_state import NOT_STATE, Changes, is_storable
+from .kept_state import NOT_STATE, Changes, is_storable, stored_form
 
 
 def parts_read(code: ClassCode, name: str) -> dict[str, frozenset[str] | None]:
@@ -106,10 +107,20 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What one method reads: attributes, and of objects in them."""
+    """What one method reads: attributes, and of objects in them.
+
+    `but`: the attributes that the class sets by their names, where the method also reads by a descriptor of the host's
+    own: that keeps its value in any other.
+    """
 
     names: frozenset[str] = frozenset()
     held: Mapping[str, _Held] = field(default_factory=dict)
+    but: frozenset[str] | None = None
+
+    def of(self, own: Mapping[str, Any]) -> frozenset[str]:
+        """Those of the attributes `own`."""
+        behind = () if self.but is None else (name for name in own.keys() - self.but - NOT_STATE if not is_secret(name))
+        return (self.names & own.keys()).union(behind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +159,8 @@ class NotedState:
 
     def names(self, method: str) -> set[str]:
         """The attributes that may be noted of a call of `method`."""
-        return {*self._early, *self._foreseen.names(), *self._read_by(method).names}
+        read = self._read_by(method).of(self._host.attributes())
+        return {*self._early, *self._foreseen.names(), *self._read_by(method).names, *read}
 
     def beside(self, method: str, own: Mapping[str, Any], changes: Changes, changed: Collection[str]) -> Beside:
         """What to note of a call beside its changes, as far as it can be stored.
@@ -163,10 +175,19 @@ class NotedState:
         others = self._early & own.keys() - changes.by_name.keys()
         early = {name: own[name] for name in others if is_small(own[name]) and is_storable(own[name])}
         known, but = self._read_by(method), {*changed, *early}
-        read = known.names & own.keys() - but
+        read = known.of(own) - but
         found = {name: own[name] for name in read if can_be_stored(_as_stored(own[name]), self._learn)}
         parts = {name: self._parts(own[name], known.held[name]) for name in known.held.keys() & own.keys() - but}
-        return Beside(early, found, {name: one for name, one in parts.items() if one})
+        parts = {name: one for name, one in parts.items() if one}
+        # A replay finds what calls before it have made of an object only where it begins with all that it held.
+        whole = {name for name in read - found.keys() - parts.keys() if self._can_be_noted_whole(own[name])}
+        return Beside(early, found | {name: own[name] for name in whole}, parts)
+
+    def _can_be_noted_whole(self, value: Any) -> bool:
+        """Whether an object, or a collection of such, can be stored with all that it holds."""
+        if isinstance(value, SCALARS) or not is_state(value) or not is_small(value, _MOST) or not is_storable(value):
+            return False
+        return can_be_stored(stored_form(value), self._learn)
 
     def _read_by(self, method: str) -> _Read:
         cls = self._host.manager_class
@@ -211,8 +232,15 @@ def _read_by_all(cls: type, methods: tuple[str, ...]) -> dict[str, _Read]:
     for method in methods:
         names = frozenset(one for one in code.uses_of(method).keys() - NOT_STATE if not is_secret(one))
         held = {one: _Held(parts[method].get(one), by_all.get(one, frozenset())) for one in names - changed}
-        found[method] = _Read(names, held)
+        found[method] = _Read(
+            names, held, names_set_by(cls) if any(_is_descriptor(cls, one) for one in names) else None
+        )
     return found
+
+
+def _is_descriptor(cls: type, name: str) -> bool:
+    kind = type(class_member(cls, name))
+    return is_own_class(kind) and hasattr(kind, "__get__") and hasattr(kind, "__set__")
 
 
 def _as_stored(value: Any) -> Any:

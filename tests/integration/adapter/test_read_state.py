@@ -182,3 +182,43 @@ def test_object_of_a_call_outlives_a_restart(postgres_url: str, tmp_path: Path) 
         assert made.drain()
         assert made.rows("SELECT note FROM trades") == [("first EUR",)]
         assert (made.manager.run, made.manager.account.currency) == (None, "USD")
+
+
+class Positive:
+    """Keeps its value in the object, under a name that it makes."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.slot = f"_kept_{name}"
+
+    def __get__(self, owner: Any, cls: Any = None) -> Any:
+        return getattr(owner, self.slot, 1)
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        setattr(owner, self.slot, value)
+
+
+class Limited(SmallManager):
+    limit = Positive()
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.limit = 2
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> Any:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol, note=f"up to {self.limit}"))
+        return 1
+
+
+def test_value_of_a_descriptor_is_that_of_each_call(postgres_url: str, tmp_path: Path) -> None:
+    with scene(postgres_url, tmp_path / "outbox", Limited, write_behind=True) as made:
+        made.manager.log_trade("A")
+        made.manager.limit = 3
+        made.manager.log_trade("B")
+        made.manager.limit = 4
+        assert made.drain()
+        assert made.rows("SELECT note FROM trades ORDER BY id") == [("up to 2",), ("up to 3",)]
+        made.manager.log_trade("C")
+    with scene(postgres_url, tmp_path / "outbox", Limited, write_behind=True) as made:
+        assert made.drain()
+        assert made.rows("SELECT note FROM trades ORDER BY id")[2:] == [("up to 4",)]
