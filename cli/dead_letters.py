@@ -90,7 +90,7 @@ def _ask(box: Outbox, seqs: tuple[int, ...]) -> None:
         if sys.stdin.isatty():
             raise
         click.echo()
-        message = "nobody answered, so nothing was given up; give --yes to skip the question"
+        message = "nobody answered, so nothing was given up; --yes skips the question"
         raise click.UsageError(message) from None
     if not confirmed:
         raise click.Abort

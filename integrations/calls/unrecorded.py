@@ -143,17 +143,17 @@ class Unwritten:
 
         `bound`: its arguments.  A halted store, or a dead letter of the same order, stops no exit.
         """
-        message, name = "a call of %(operation)s was not recorded: %(error)s", operation.name
+        name, say = operation.name, _log.warning
         if not operation.best_effort:
             never = operation.never_refused if isinstance(error, DurabilityError | AlreadyRejected) else None
             if never is None or not never(operation.standard(bound)):
                 return False
-            _log.critical(message, operation=name, error=error)
+            say = _log.critical
         elif isinstance(error, DurabilityError):
             # Each call fails alike until an operator acts, and the log may be on the disk that is full.
-            self._repeated.warn(name, message, operation=name, error=error)
-        else:
-            _log.warning(message, operation=name, error=error)
+            self._repeated.warn(name, "calls of %(operation)s are not recorded: %(error)s", operation=name, error=error)
+            return True
+        say("a call of %(operation)s was not recorded: %(error)s", operation=name, error=error)
         return True
 
     def _look_at_switches(self, name: str) -> None:

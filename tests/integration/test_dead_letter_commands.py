@@ -134,7 +134,7 @@ def test_discarded_dead_letter_frees_its_key_and_keeps_the_reason(
     unanswered = atb("discard", "2", "--reason", "by hand")
     assert (unanswered.returncode, unanswered.stderr.splitlines()[0]) == (
         2,
-        "Error: nobody answered, so nothing was given up; give --yes to skip the question (see 'atb outbox discard --help')",
+        "Error: nobody answered, so nothing was given up; --yes skips the question (see 'atb outbox discard --help')",
     )
     empty = atb("discard", "2", "--reason", " ")
     assert (empty.returncode, empty.stdout) == (2, "")

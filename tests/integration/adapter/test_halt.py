@@ -141,5 +141,5 @@ def test_events_of_a_full_store_are_warned_of_once(
         here.manager.log_event("tick")
         here.box.store._quota._reserve_bytes = 1 << 60
         here.manager.log_event("tick")
-    warned = [one.message for one in caplog.records if one.message.startswith("a call of log_event was not recorded")]
+    warned = [one.message for one in caplog.records if one.message.startswith("calls of log_event are not recorded")]
     assert len(warned) == 2
