@@ -40,6 +40,8 @@ class Guarded:
 
     def __init__(self, environment: Environment) -> None:
         self._environment: Environment | None = environment
+        # Whether `close` has begun, which ends the writer before the environment.
+        self._ends = False
         # Whether it could not be opened again after it was closed for a vacuum.
         self._lost = False
         self.directory: Path = environment.directory
@@ -108,8 +110,11 @@ class Guarded:
         if self._environment is None and self._lost:
             self.check_not_halted()
         if self._environment is None:
-            raise StoreClosed(f"the outbox at {self.directory} is closed", hint="open it again")
+            raise self._closed()
         return self._environment
+
+    def _closed(self) -> StoreClosed:
+        return StoreClosed(f"the outbox at {self.directory} is closed", hint="open it again")
 
     def _check_not_forked(self) -> None:
         # Before the mutex, which a thread of the parent may have held at the fork.
@@ -254,8 +259,10 @@ class Guarded:
             self._awaited -= 1
 
     def check_open(self) -> None:
-        """Raise `StoreClosed` after `close`, or in a forked copy."""
+        """Raise `StoreClosed` once `close` has begun, or in a forked copy."""
         self._check_not_forked()
+        if self._ends:
+            raise self._closed()
         if self._environment is None:
             with self._mutex:  # during a swap this waits for the new file
                 self._usable()

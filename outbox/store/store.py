@@ -135,6 +135,7 @@ class Store(Reader):
 
     def close(self) -> None:
         """Commit what was handed over, then close; may be called twice."""
+        self._ends = True
         if self.writer is not None and not self.forked:
             self.writer.stop()
         super().close()

@@ -116,7 +116,7 @@ def test_discarded_entry_is_logged_below_warning(outbox_dir: Path, caplog: pytes
         rig.target.refuse = {bad: permanent("23505: duplicate key")}
         rig.settle()
         rig.box.discard(bad, "told")
-    [record] = [one for one in caplog.records if "discarded" in one.getMessage()]
+    [record] = [one for one in caplog.records if "was discarded" in one.getMessage()]
     assert record.levelno == logging.INFO
     assert f"entry {bad} was discarded" in record.getMessage()
 

@@ -17,6 +17,7 @@ from outbox import ConfigError, Health, Outbox, OutboxConfig, Relay, StoreLocked
 from outbox.relay.reconcile_orders import Reconciliation
 from outbox.relay.upkeep import Publication
 from outbox.store.envelope import Record
+from outbox.store.gate import Guarded
 from outbox.store.locks import Role, died_holding
 from outbox.store.reads import Peeked
 from outbox.store.writer import Rank
@@ -987,21 +988,42 @@ def test_relay_that_looks_at_a_busy_writer_sees_no_hang(outbox_dir: Path) -> Non
     assert not publication.writer_may_hang
 
 
+@pytest.mark.parametrize("between", [False, True])
 def test_outbox_closed_under_its_relay_leaves_no_death_behind(
-    outbox_dir: Path, caplog: pytest.LogCaptureFixture
+    outbox_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, between: bool
 ) -> None:
-    """A program whose `with` block ended by an exception left a store that needed an operator."""
+    """A program whose `with` block ended by an exception left a store that needed an operator.
+
+    `between`: the relay meets the end of the writer, behind which the environment is closed.
+    """
+    target, ended, close = InMemoryTarget(OPERATIONS), threading.Event(), Guarded.close
+
+    def wait(_: Sequence[Record]) -> None:
+        assert ended.wait(LONG)
+
     with Outbox.open(outbox_dir, OutboxConfig(sync_interval=0.01), OPERATIONS) as box:
-        relay = Relay(box, InMemoryTarget(OPERATIONS))
-        relay.start()
-    until(lambda: not relay.running)
-    assert relay.died is None
+        fails = Relay(box, target)
+        fails.start()
+
+        def close_late(gate: Guarded) -> None:
+            ended.set()
+            until(lambda: not fails.running)
+            close(gate)
+
+        if between:
+            target.before = wait
+            monkeypatch.setattr(Guarded, "close", close_late)
+            box.enqueue(OPERATIONS[0].name, {"n": 1})
+    monkeypatch.undo()
+    until(lambda: not fails.running)
+    assert fails.died is None
     assert "closed before its relay was stopped" in caplog.text
     with Outbox.open(outbox_dir, OutboxConfig(sync_interval=0.01), OPERATIONS) as box:
-        assert box.status().health is Health.HEALTHY
+        assert box.status().needs_operator == []
         with Relay(box, InMemoryTarget(OPERATIONS)) as later:
-            box.enqueue(OPERATIONS[0].name, {"n": 1})
+            box.enqueue(OPERATIONS[0].name, {"n": 2})
             assert later.drain(LONG)
+        assert box.status().health is Health.HEALTHY
 
 
 def test_target_that_meets_another_closed_outbox_is_a_death(outbox_dir: Path, tmp_path: Path) -> None:
