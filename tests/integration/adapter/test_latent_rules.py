@@ -70,6 +70,24 @@ class OwnWord(Orders):
     LEFT = "z"
 
 
+class InSteps(Orders):
+    """Decides by what its own statements have made of the row."""
+
+    def fill(self, order_id: int, amount: Decimal) -> None:
+        with self.session_factory.begin() as session:
+            row = session.get(Work, order_id)
+            assert row is not None
+            row.done += amount
+            row.status = "part"
+            if row.done >= row.size:
+                row.status = "filled"
+
+    def working(self) -> list[dict[str, Any]]:
+        with self.session_factory() as session:
+            rows = session.scalars(select(Work).where(Work.status != "filled").order_by(Work.id))
+            return [{"id": row.id, "size": row.size, "done": row.done, "status": row.status} for row in rows]
+
+
 OPERATIONS: tuple[Any, ...] = (
     ManagerOperation("place", creates="work", order=Order.OPENS),
     ManagerOperation("fill", order=Order.UPDATES),
@@ -122,3 +140,24 @@ def test_order_of_which_nothing_is_left_is_not_shown_on(
             told = None
         assert made.drain()
         assert told in (None, made.manager.working())
+
+
+def test_branch_by_a_changed_column_never_seen_is_not_guessed(postgres_url: str, outbox_dir: Path) -> None:
+    """Orders were filled in part so far: the one that is filled was shown on, as one that is not."""
+    with scene(postgres_url, outbox_dir, InSteps, OPERATIONS) as made:
+        made.relay.start()
+        for number in range(1, 9):
+            order = made.manager.place("BTC", Decimal(10 + number))
+            made.manager.fill(order, Decimal(number) / 4)
+            made.manager.fill(order, Decimal(number) / 2)
+            made.manager.working()
+        assert made.drain()
+        until(lambda: made.manager._adapter.view.is_sure(made.manager._adapter.view.otherwise))
+        made.relay.stop()
+        made.manager.fill(order, Decimal(3))
+        assert made.manager.working()[-1]["done"] == 9
+        made.manager.fill(order, Decimal(9))
+        with pytest.raises(UnknownLocally, match="row.done >= row.size"):
+            made.manager.working()
+        assert made.drain()
+        assert order not in [one["id"] for one in made.manager.working()]

@@ -1,0 +1,233 @@
+"""Written out: expressions of a method's code, with its names replaced by what they stand for.
+
+What remains are arguments of the operation, columns of rows, and constants: what can be computed before the call.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import Enum
+from types import FunctionType, ModuleType
+from typing import Any
+
+from ..code.class_code import ClassCode, row_methods
+from ..code.method_code import Facts, dotted, facts_of, layers, meaning
+from ..code.signatures import parameter_names
+from .columns_before import CHANGED, Columns, columns_before
+from .decisions import ARGUMENT, COLUMN
+from .learning import is_id
+
+# How far calls of helpers are followed.
+_DEEPEST = 4
+# The largest expression that is written out: what each line makes of those before it may double with each.
+_LARGEST = 200
+_SIMPLE = (str, int, float, Decimal, Enum)
+CHOOSING = ("min", "max", "abs")
+
+
+@dataclass(slots=True)
+class Scope:
+    """One function, and what its names stand for: arguments of the operation, or expressions of them."""
+
+    code: ClassCode
+    function: Any
+    facts: Facts
+    names: Mapping[str, ast.expr]
+    depth: int = 0
+    # Whether it is a method of a mapped class, whose `self` is a row.
+    is_of_row: bool = False
+    # What local names were found to stand for, and those that are being looked at.
+    made: dict[str, ast.expr] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)
+    # By the id of a node of its code, the columns of rows that were assigned before it.
+    columns: dict[int, Columns] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.columns = columns_before(self.facts.body)
+
+    @property
+    def returned(self) -> ast.expr | None:
+        """What the function returns, if it does nothing else."""
+        body = self.facts.body[1:] if ast.get_docstring(ast.Module(self.facts.body, [])) else self.facts.body
+        only = body[0] if len(body) == 1 else None
+        return only.value if isinstance(only, ast.Return) else None
+
+    @property
+    def converts(self) -> bool:
+        """Whether the function gives back the argument that it was given, as another type or rounded."""
+        given = [one.value for one in ast.walk(ast.Module(self.facts.body, [])) if isinstance(one, ast.Return)]
+        parts = [part for value in given if value is not None for part in _alternatives(value)]
+        resolved = [written_out(part, self) for part in parts if not is_none(part)]
+        whole = all(arguments_in(one) and not any(map(_computes, ast.walk(one))) for one in resolved)
+        return bool(resolved) and whole
+
+    def called(self, node: ast.Call) -> Iterator[Scope]:
+        """The functions of the class, of a module or of a row that a call runs, with what it gives them."""
+        name = dotted(node.func)
+        first, _, rest = name.partition(".")
+        if self.depth >= _DEEPEST or any(isinstance(one, ast.Starred) for one in node.args):
+            return
+        if first == self.facts.myself and rest.isidentifier():
+            skipped = parameters_not_given(self.code.cls, rest)
+            for function in self.code.functions(rest):
+                yield self._inner(node, self.code, function, skipped, is_of_row=self.is_of_row)
+        elif isinstance(known := meaning(self.function, name), FunctionType):
+            for function in layers(known):
+                yield self._inner(node, self.code, function, 0)
+        else:
+            for one in row_methods(self.function, name):
+                yield self._inner(node, ClassCode(one.cls), one.function, one.skipped, is_of_row=True)
+
+    def _inner(self, node: ast.Call, code: ClassCode, function: Any, skipped: int, *, is_of_row: bool = False) -> Scope:
+        given = _bound(node, function, skipped)
+        names = {one: written_out(value, self) for one, value in given.items()}
+        return Scope(code, function, facts_of(function), names, self.depth + 1, is_of_row)
+
+
+def _alternatives(node: ast.expr) -> list[ast.expr]:
+    return [*_alternatives(node.body), *_alternatives(node.orelse)] if isinstance(node, ast.IfExp) else [node]
+
+
+def is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _computes(node: ast.AST) -> bool:
+    chooses = isinstance(node, ast.Call) and dotted(node.func) in CHOOSING
+    return chooses or isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare)
+
+
+class _Resolver(ast.NodeTransformer):
+    """Writes names out: arguments, what is made of them, columns of a row, and constants."""
+
+    def __init__(self, scope: Scope, columns: Columns) -> None:
+        self._scope, self._columns = scope, columns
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        known = self._scope.names.get(node.id)
+        if known is not None:
+            return copy.deepcopy(known)
+        made = self._scope.facts.locals.get(node.id)
+        if made is None or node.id in self._scope.open:
+            return self._constant(node)
+        if node.id not in self._scope.made:
+            self._scope.open.add(node.id)
+            resolved = written_out(made, self._scope)
+            self._scope.open.remove(node.id)
+            self._scope.made[node.id] = _kept_small(resolved, otherwise=node)
+        return copy.deepcopy(self._scope.made[node.id])
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        if isinstance(node.value, ast.Name) and self._is_row(node.value.id) and not is_id(node.attr):
+            assigned = self._columns.get((node.value.id, node.attr))
+            if assigned is not None:
+                return self._assigned(assigned)
+            return ast.Name(f"{COLUMN}{node.attr}", ast.Load())
+        return self._constant(node)
+
+    def _assigned(self, value: ast.expr) -> ast.expr:
+        key, scope = str(id(value)), self._scope
+        if key in scope.open:
+            # A loop makes it of itself.
+            return ast.Name(CHANGED, ast.Load())
+        if key not in scope.made:
+            scope.open.add(key)
+            scope.made[key] = _kept_small(written_out(value, scope))
+            scope.open.remove(key)
+        return copy.deepcopy(scope.made[key])
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        for called in self._scope.called(node):
+            if called.returned is not None:
+                return written_out(called.returned, called)
+        if isinstance(node.func, ast.Attribute):
+            # Of `decimal.Decimal` the last part counts.
+            is_module = isinstance(meaning(self._scope.function, dotted(node.func.value)), ModuleType)
+            node.func = ast.Name(node.func.attr, ast.Load()) if is_module else node.func
+        if isinstance(node.func, ast.Attribute):
+            node.func.value = self.visit(node.func.value)
+        node.args = [self.visit(one) for one in node.args]
+        return node
+
+    def _is_row(self, name: str) -> bool:
+        """Whether a local name was given what a call found, and no object that was made here."""
+        if self._scope.is_of_row and name == self._scope.facts.myself:
+            return True
+        made = self._scope.facts.locals.get(name)
+        if name in self._scope.names or not isinstance(made, ast.Call):
+            return False
+        return not isinstance(constant_of(dotted(made.func), self._scope), type)
+
+    def _constant(self, node: ast.Name | ast.Attribute) -> ast.expr:
+        name = dotted(node)
+        value = constant_of(name, self._scope)
+        # The classes of `isinstance`; those that are built in are no globals.
+        value = vars(builtins).get(name) if value is None else value
+        many = isinstance(value, tuple | list | set | frozenset) and all(isinstance(one, _SIMPLE) for one in value)
+        return ast.Constant(value) if many or isinstance(value, (*_SIMPLE, type)) else node
+
+
+def written_out(node: ast.expr, scope: Scope) -> ast.expr:
+    """`node` with its names written out; those of its parts that are of the code tell what comes before it."""
+    before = next((scope.columns[id(one)] for one in ast.walk(node) if id(one) in scope.columns), {})
+    resolved: ast.expr = _Resolver(scope, before).visit(copy.deepcopy(node))
+    return resolved
+
+
+def _kept_small(resolved: ast.expr, otherwise: ast.expr | None = None) -> ast.expr:
+    """An expression that was written out; a large one as no more than the arguments that it is made of."""
+    if sum(1 for _ in ast.walk(resolved)) <= _LARGEST:
+        return resolved
+    arguments: list[ast.expr] = [ast.Name(one, ast.Load()) for one in sorted(arguments_in(resolved))]
+    return ast.Call(ast.Name(CHANGED, ast.Load()), arguments, []) if otherwise is None else otherwise
+
+
+def constant_of(name: str, scope: Scope) -> Any:
+    """What a dotted name stands for, if that is a constant, also of the class, or a member of an enum."""
+    first, _, rest = name.partition(".")
+    if first == scope.facts.myself:
+        value = inspect.getattr_static(scope.code.cls, rest, None)
+        return value if rest.isupper() else None
+    found, parts = meaning(scope.function, first), rest.split(".") if rest else []
+    for part in parts:
+        if isinstance(found, ModuleType):
+            found = vars(found).get(part)
+        elif isinstance(found, type) and issubclass(found, Enum):
+            found = found.__members__.get(part)
+        else:
+            found = getattr(found, part) if isinstance(found, Enum) and part in ("value", "name") else None
+    return found
+
+
+def arguments_in(node: ast.expr) -> set[str]:
+    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and one.id.startswith(ARGUMENT)}
+
+
+def parameters_not_given(cls: type, name: str) -> int:
+    """How many of a method's parameters no caller gives."""
+    return 0 if isinstance(inspect.getattr_static(cls, name, None), staticmethod) else 1
+
+
+def simple_defaults(function: Any) -> dict[str, Any]:
+    code = function.__code__
+    positional = code.co_varnames[: code.co_argcount]
+    given = function.__defaults__ or ()
+    if len(given) > len(positional):
+        # A decorator such as tenacity's gives its wrapper the defaults of the function.
+        given = ()
+    found = dict(zip(positional[len(positional) - len(given) :], given, strict=True)) | (function.__kwdefaults__ or {})
+    return {name: value for name, value in found.items() if value is None or isinstance(value, _SIMPLE)}
+
+
+def _bound(node: ast.Call, function: Any, skipped: int) -> dict[str, ast.expr]:
+    """The expressions that a call gives for the parameters of a function, of which the first may be `self`."""
+    parameters = parameter_names(function)[skipped:]
+    left_out = {name: ast.Constant(value) for name, value in simple_defaults(function).items()}
+    named = {one.arg: one.value for one in node.keywords if one.arg in parameters}
+    return {**left_out, **dict(zip(parameters, node.args, strict=False)), **named}
