@@ -106,8 +106,9 @@ class _Finder:
         elif name == "bool" and len(node.args) == 1:
             self._decide_truth(node, scope)
         else:
-            for called in scope.called(node) if self._looks < _LOOKS else ():
-                if any(map(arguments_in, called.names.values())) and not called.converts:
+            for called in scope.called(node, scope.columns.get(id(node), {})) if self._looks < _LOOKS else ():
+                given = (*called.names.values(), *called.given.values())
+                if any(map(arguments_in, given)) and not called.converts:
                     self.look(called)
 
     def _decide_truth(self, node: ast.Call, scope: Scope) -> None:

@@ -6,7 +6,7 @@ Behind `row.filled += qty` the comparison `row.filled >= row.size` decides by th
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 # Local name of a row, and column -> its value; the nodes of it are those of the code.
 Columns = Mapping[tuple[str, str], ast.expr]
@@ -15,18 +15,27 @@ Columns = Mapping[tuple[str, str], ast.expr]
 CHANGED = "changed"
 
 
-def columns_before(body: Iterable[ast.stmt]) -> dict[int, Columns]:
-    """By the id of each node in `body`: the columns that were assigned before it."""
-    walk = _Walk()
-    walk.block(body, {})
-    return walk.found
+def columns_before(
+    body: Iterable[ast.stmt],
+    given: Columns,
+    changed_by: Callable[[ast.Call, Columns], Columns],
+    found: dict[int, Columns],
+) -> Columns:
+    """Put into `found`, by the id of each node in `body`, the columns that were assigned before it; those behind all.
+
+    `given`: those that were assigned before the function was called; `changed_by(call, before)`: those that a call in
+    it assigns.
+    """
+    return _Walk(changed_by, found).block(body, given)
 
 
 class _Walk:
     """Follows the statements of one function in their order."""
 
-    def __init__(self) -> None:
-        self.found: dict[int, Columns] = {}
+    def __init__(
+        self, changed_by: Callable[[ast.Call, Columns], Columns], found: dict[int, Columns] | None = None
+    ) -> None:
+        self._changed_by, self._found = changed_by, {} if found is None else found
 
     def block(self, body: Iterable[ast.stmt], columns: Columns) -> Columns:
         """Take in these statements; the columns behind them."""
@@ -53,7 +62,7 @@ class _Walk:
                 return self.block(node.finalbody, _joined([end for one, end in ways if not _ends(one)] or [after]))
             case ast.For() | ast.AsyncFor() | ast.While():
                 # The round before may have changed them.
-                inside = _joined([columns, _Walk().block(node.body, columns)])
+                inside = _joined([columns, _Walk(self._changed_by).block(node.body, columns)])
                 self._note(node.test if isinstance(node, ast.While) else node.iter, inside)
                 return self.block(node.orelse, _joined([inside, self.block(node.body, inside)]))
             case ast.Match():
@@ -62,10 +71,14 @@ class _Walk:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 return columns
         self._note(node, columns)
+        calls = [one for one in ast.walk(node) if isinstance(one, ast.Call)]
+        for call in reversed(calls):
+            # Those inside first.
+            columns = {**columns, **self._changed_by(call, columns)}
         return {**columns, **_assigned(node)}
 
     def _note(self, node: ast.AST, columns: Columns) -> None:
-        self.found |= dict.fromkeys(map(id, ast.walk(node)), columns)
+        self._found |= dict.fromkeys(map(id, ast.walk(node)), columns)
 
 
 def _assigned(node: ast.stmt) -> dict[tuple[str, str], ast.expr]:
@@ -76,7 +89,7 @@ def _assigned(node: ast.stmt) -> dict[tuple[str, str], ast.expr]:
             # It is read here, and no more assigned.
             return _set(target, ast.BinOp(target, op, value))
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=changed), args=args, keywords=keywords)):
-            return _set(changed, _changed([*args, *(one.value for one in keywords)]))
+            return _set(changed, changed_in_part([*args, *(one.value for one in keywords)]))
     return {}
 
 
@@ -85,11 +98,12 @@ def _set(target: ast.expr, value: ast.expr) -> dict[tuple[str, str], ast.expr]:
         case ast.Attribute(value=ast.Name(id=row), attr=column):
             return {(row, column): value}
         case ast.Subscript(value=part):
-            return {key: _changed([value]) for key in _set(part, value)}
+            return {key: changed_in_part([value]) for key in _set(part, value)}
     return {}
 
 
-def _changed(by: list[ast.expr]) -> ast.expr:
+def changed_in_part(by: list[ast.expr]) -> ast.expr:
+    """The value of a column that was changed by these, in a way that no expression tells."""
     return ast.Call(ast.Name(CHANGED, ast.Load()), by, [])
 
 
@@ -98,7 +112,9 @@ def _joined(ways: list[Columns]) -> Columns:
     keys = dict.fromkeys(key for one in ways for key in one)
     found = {key: [one[key] for one in ways if key in one] for key in keys}
     return {
-        key: values[0] if len(values) == len(ways) and all(one is values[0] for one in values) else _changed(values)
+        key: values[0]
+        if len(values) == len(ways) and all(one is values[0] for one in values)
+        else changed_in_part(values)
         for key, values in found.items()
     }
 

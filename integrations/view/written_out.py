@@ -19,7 +19,7 @@ from typing import Any
 from ..code.class_code import ClassCode, row_methods
 from ..code.method_code import Facts, dotted, facts_of, layers, meaning
 from ..code.signatures import parameter_names
-from .columns_before import CHANGED, Columns, columns_before
+from .columns_before import CHANGED, Columns, changed_in_part, columns_before
 from .decisions import ARGUMENT, COLUMN
 from .learning import is_id
 
@@ -40,16 +40,19 @@ class Scope:
     facts: Facts
     names: Mapping[str, ast.expr]
     depth: int = 0
-    # Whether it is a method of a mapped class, whose `self` is a row.
-    is_of_row: bool = False
+    # Parameters that are given a row, and its name where the function is called; with `self` of a mapped class.
+    rows: Mapping[str, str] = field(default_factory=dict)
+    # Columns of these that were assigned before the call, written out.
+    given: Columns = field(default_factory=dict)
     # What local names were found to stand for, and those that are being looked at.
     made: dict[str, ast.expr] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
-    # By the id of a node of its code, the columns of rows that were assigned before it.
+    # By the id of a node of its code, the columns of rows that were assigned before it; and those behind all of it.
     columns: dict[int, Columns] = field(default_factory=dict)
+    after: Columns = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.columns = columns_before(self.facts.body)
+        self.after = columns_before(self.facts.body, self.given, self._changed_by, self.columns)
 
     @property
     def returned(self) -> ast.expr | None:
@@ -67,8 +70,11 @@ class Scope:
         whole = all(arguments_in(one) and not any(map(_computes, ast.walk(one))) for one in resolved)
         return bool(resolved) and whole
 
-    def called(self, node: ast.Call) -> Iterator[Scope]:
-        """The functions of the class, of a module or of a row that a call runs, with what it gives them."""
+    def called(self, node: ast.Call, columns: Columns) -> Iterator[Scope]:
+        """The functions of the class, of a module or of a row that a call runs, with what it gives them.
+
+        `columns`: those that were assigned before the call.
+        """
         name = dotted(node.func)
         first, _, rest = name.partition(".")
         if self.depth >= _DEEPEST or any(isinstance(one, ast.Starred) for one in node.args):
@@ -76,18 +82,50 @@ class Scope:
         if first == self.facts.myself and rest.isidentifier():
             skipped = parameters_not_given(self.code.cls, rest)
             for function in self.code.functions(rest):
-                yield self._inner(node, self.code, function, skipped, is_of_row=self.is_of_row)
+                yield self._inner(node, self.code, function, skipped, columns, first if first in self.rows else "")
         elif isinstance(known := meaning(self.function, name), FunctionType):
             for function in layers(known):
-                yield self._inner(node, self.code, function, 0)
+                yield self._inner(node, self.code, function, 0, columns, "")
         else:
             for one in row_methods(self.function, name):
-                yield self._inner(node, ClassCode(one.cls), one.function, one.skipped, is_of_row=True)
+                yield self._inner(node, ClassCode(one.cls), one.function, one.skipped, columns, first)
 
-    def _inner(self, node: ast.Call, code: ClassCode, function: Any, skipped: int, *, is_of_row: bool = False) -> Scope:
-        given = _bound(node, function, skipped)
-        names = {one: written_out(value, self) for one, value in given.items()}
-        return Scope(code, function, facts_of(function), names, self.depth + 1, is_of_row)
+    def _inner(
+        self, node: ast.Call, code: ClassCode, function: Any, skipped: int, columns: Columns, owner: str
+    ) -> Scope:
+        """`owner`: the name of the row whose method it is; empty for another function."""
+        facts, bound = facts_of(function), _bound(node, function, skipped)
+        names = {one: written_out(value, self) for one, value in bound.items()}
+        rows = {one: value.id for one, value in bound.items() if isinstance(value, ast.Name) and self.is_row(value.id)}
+        if owner and skipped and facts.myself:
+            rows[facts.myself] = owner
+        resolver = _Resolver(self, columns)
+        known = [
+            (column, resolver.assigned(value), of) for (of, column), value in columns.items() if of in rows.values()
+        ]
+        given = {(row, column): value for row, name in rows.items() for column, value, of in known if of == name}
+        return Scope(code, function, facts, names, self.depth + 1, rows, given)
+
+    def is_row(self, name: str) -> bool:
+        """Whether a local name was given what a call found, and no object that was made here."""
+        if name in self.rows:
+            return True
+        made = self.facts.locals.get(name)
+        if name in self.names or not isinstance(made, ast.Call):
+            return False
+        return not isinstance(constant_of(dotted(made.func), self), type)
+
+    def _changed_by(self, node: ast.Call, columns: Columns) -> Columns:
+        """The columns of rows that the functions which a call runs assign."""
+        given = [node.func.value if isinstance(node.func, ast.Attribute) else node.func, *node.args]
+        given += [one.value for one in node.keywords]
+        found: dict[tuple[str, str], list[ast.expr]] = {}
+        if any(isinstance(one, ast.Name) and self.is_row(one.id) for one in given):
+            for inner in self.called(node, columns):
+                for (row, column), value in inner.after.items():
+                    if row in inner.rows and inner.given.get((row, column)) is not value:
+                        found.setdefault((inner.rows[row], column), []).append(written_out(value, inner))
+        return {key: one[0] if len(one) == 1 else changed_in_part(one) for key, one in found.items()}
 
 
 def _alternatives(node: ast.expr) -> list[ast.expr]:
@@ -124,14 +162,15 @@ class _Resolver(ast.NodeTransformer):
         return copy.deepcopy(self._scope.made[node.id])
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        if isinstance(node.value, ast.Name) and self._is_row(node.value.id) and not is_id(node.attr):
+        if isinstance(node.value, ast.Name) and self._scope.is_row(node.value.id) and not is_id(node.attr):
             assigned = self._columns.get((node.value.id, node.attr))
             if assigned is not None:
-                return self._assigned(assigned)
+                return self.assigned(assigned)
             return ast.Name(f"{COLUMN}{node.attr}", ast.Load())
         return self._constant(node)
 
-    def _assigned(self, value: ast.expr) -> ast.expr:
+    def assigned(self, value: ast.expr) -> ast.expr:
+        """The value of a column that was assigned before, written out."""
         key, scope = str(id(value)), self._scope
         if key in scope.open:
             # A loop makes it of itself.
@@ -143,7 +182,7 @@ class _Resolver(ast.NodeTransformer):
         return copy.deepcopy(scope.made[key])
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        for called in self._scope.called(node):
+        for called in self._scope.called(node, self._columns):
             if called.returned is not None:
                 return written_out(called.returned, called)
         if isinstance(node.func, ast.Attribute):
@@ -154,15 +193,6 @@ class _Resolver(ast.NodeTransformer):
             node.func.value = self.visit(node.func.value)
         node.args = [self.visit(one) for one in node.args]
         return node
-
-    def _is_row(self, name: str) -> bool:
-        """Whether a local name was given what a call found, and no object that was made here."""
-        if self._scope.is_of_row and name == self._scope.facts.myself:
-            return True
-        made = self._scope.facts.locals.get(name)
-        if name in self._scope.names or not isinstance(made, ast.Call):
-            return False
-        return not isinstance(constant_of(dotted(made.func), self._scope), type)
 
     def _constant(self, node: ast.Name | ast.Attribute) -> ast.expr:
         name = dotted(node)

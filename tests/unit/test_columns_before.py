@@ -5,9 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from outbox.integrations.operations import ManagerOperation
 from outbox.integrations.view import branches
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Work(Base):
+    __tablename__ = "work"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    done: Mapped[int]
+    size: Mapped[int]
+    status: Mapped[str]
+
+    def fill(self, qty: int) -> None:
+        self.add(qty)
+        if self.done >= self.size:
+            self.status = "done"
+
+    def add(self, qty: int) -> None:
+        self.done += qty
+
+    def end(self) -> None:
+        if self.done >= self.size:
+            self.status = "done"
+
+
+def add_to(qty: int, work: Work) -> None:
+    work.done = work.done + qty
 
 
 class Deciding:
@@ -88,6 +117,31 @@ class Deciding:
         if row.price >= row.size:
             row.status = "done"
 
+    def by_the_row(self, position_id: int, qty: int) -> None:
+        self.rows.get(position_id).fill(qty)
+        row = self.rows.get(position_id)
+        row.fill(qty)
+
+    def behind_the_row(self, position_id: int, qty: int) -> None:
+        row = self.rows.get(position_id)
+        row.add(qty)
+        if row.done >= row.size:
+            row.status = "done"
+
+    def by_the_row_alone(self, position_id: int, qty: int) -> None:
+        row = self.rows.get(position_id)
+        row.add(qty)
+        row.end()
+
+    def by_helpers(self, position_id: int, qty: int) -> None:
+        row = self.rows.get(position_id)
+        add_to(qty, work=row)
+        self._end(row)
+
+    def _end(self, row: Work) -> None:
+        if row.done >= row.size:
+            row.status = "done"
+
 
 def found(method: str) -> branches.Branches:
     return branches.of(ManagerOperation(method, like="update_position"), Deciding)
@@ -100,6 +154,10 @@ def found(method: str) -> branches.Branches:
         ("left", "left <= 0", [False, True, True]),
         ("left_before", "left > qty", [True, False, False]),
         ("returned", "row.done >= row.size", [False, True, True]),
+        ("by_the_row", "self.done >= self.size for qty", [False, True, True]),
+        ("behind_the_row", "row.done >= row.size", [False, True, True]),
+        ("by_the_row_alone", "self.done >= self.size for qty", [False, True, True]),
+        ("by_helpers", "row.done >= row.size for qty", [False, True, True]),
     ],
 )
 def test_column_that_was_assigned_is_written_out(method: str, text: str, outcomes: list[bool]) -> None:
