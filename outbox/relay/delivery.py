@@ -346,7 +346,8 @@ class Delivery:
         if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
         self.link.failed(exc, now)
-        self.publication.failed_at = now
+        # A try that fails may have taken longer than `stuck_after`.
+        self.publication.failed_at = self._box.clock.monotonic()
         self._note_late()
         if self.awaited:
             self._hurried_at = now
