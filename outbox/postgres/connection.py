@@ -355,7 +355,7 @@ class GuardedConnection:
 
     def owe_settings(self, raw: Any) -> None:
         """Undo, before the next statement, whatever a handler has set for its session or transaction."""
-        with self.own_statements():
+        with self.own_statements(), self.behind_handlers():
             raw.close_cursors()
         raw.owe(self._settings.restoring(raw.server_version) + self._kept)
         if raw.get_parameter_status("client_encoding") != "UTF8":

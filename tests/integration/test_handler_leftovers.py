@@ -158,8 +158,10 @@ def test_handler_that_the_transaction_forbids_is_parked(url: str, outbox_dir: Pa
         assert parked(outcome)
 
 
-def test_handler_whose_limit_ends_the_connection_waits_alone(url: str, outbox_dir: Path) -> None:
+@pytest.mark.parametrize("before", ["SELECT 1", "DO $$ DECLARE n int; BEGIN NULL; END $$"])
+def test_handler_whose_limit_ends_the_connection_waits_alone(url: str, outbox_dir: Path, before: str) -> None:
     def limits(conn: Connection) -> None:
+        send(conn, before)
         send(conn, "SET LOCAL idle_in_transaction_session_timeout = '20ms'")
         time.sleep(0.2)
 
