@@ -6,9 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
@@ -139,6 +141,19 @@ def test_failed_handler_leaves_no_prepared_statement(url: str, outbox_dir: Path)
         outcome = bench.apply()
         assert rejected(outcome) == [2, 3]
         assert all("22012" in str(error) for _, error in outcome.rejected)
+
+
+def test_handler_that_swallows_an_error_leaves_no_statement(url: str, outbox_dir: Path) -> None:
+    def swallows(conn: Connection) -> None:
+        send(conn, "PREPARE kept AS SELECT 1")
+        with suppress(psycopg2.Error):
+            send(conn, "SELECT 1/0")
+
+    with Bench(outbox_dir, url, *_operations(swallows)) as bench:
+        bench.enqueue("special", {"n": 0})
+        for _ in range(2):
+            [(_, error)] = bench.apply().rejected
+            assert "swallowed" in str(error)
 
 
 def test_lock_and_channel_of_a_handler_end_with_it(url: str, outbox_dir: Path) -> None:
