@@ -127,7 +127,7 @@ class Reachable(Protocol):
     """What a target offers besides whose servers can be seen without a login."""
 
     def accepting(self) -> frozenset[str]:
-        """The servers that accept connections.  Never raises, and takes a second at most."""
+        """The servers that accept connections; none where it would take long to know.  Never raises."""
         ...
 
 
