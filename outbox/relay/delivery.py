@@ -305,6 +305,9 @@ class Delivery:
         if self.awaited:
             self._scan.waits.hurry(now + HURRY_S)
         next_retry = self._scan.waits.next_retry
+        if outcome.interruption is None and batch.exhausted and next_retry is not None:
+            # What is left waits for its next try, perhaps for longer than `stuck_after`.
+            self.publication.moved_at = now
         self._caught_up = outcome.interruption is None and batch.exhausted and not self._scan.waits.awaits
         if self._caught_up:
             self._seen_seq = batch.newest_seq

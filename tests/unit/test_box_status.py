@@ -26,7 +26,7 @@ from outbox.store.ledger import Settlement
 from outbox.store.locks import Role, RoleLock
 from outbox.store.own_files import StateFile
 from outbox.testing import InMemoryTarget
-from tests.unit.fakes.rig import FakeClock, Rig, TurnedClock
+from tests.unit.fakes.rig import FakeClock, Rig, TurnedClock, passing
 from tests.unit.fakes.waiting import LONG
 
 STATUS = """
@@ -311,6 +311,17 @@ def test_relay_whose_try_failed_just_now_after_long_is_not_stuck(outbox_dir: Pat
         rig.step()
         status = rig.box.status()
         assert (status.breaker, status.relay.late_s, status.relay.stuck) == ("closed", 75.0, False)
+
+
+@pytest.mark.parametrize("cap", [15.0, 300.0])
+def test_entry_that_waits_for_its_next_try_makes_no_relay_late(outbox_dir: Path, cap: float) -> None:
+    with Rig(outbox_dir, backoff_cap=cap, max_retries=100) as rig:
+        rig.clock.jitter = 0.999
+        rig.target.refuse = {seq: passing() for seq in rig.enqueue(None)}
+        for _ in range(500):
+            rig.clock.advance(min(rig.step(), 1.0))
+            assert rig.box.status().health is Health.HEALTHY
+        assert rig.pending()
 
 
 def test_entries_that_are_held_back_do_not_make_a_relay_stuck(outbox_dir: Path) -> None:
