@@ -44,9 +44,12 @@ class Witness:
             learning, known = self._view.learning, self._view.sessions.get(session)
             if operation.name in learning.merges:
                 return True
-            if operation.position is not Position.OPENS or known is None or row not in known["tables"][POSITIONS]:
+            told = told_id(notes_of(entry))
+            if operation.position is not Position.OPENS or known is None or type(row) is not type(told):
                 return False
-            if isinstance(row, int) and row > told_id(notes_of(entry)):
+            if row not in known["tables"][POSITIONS]:
+                return False
+            if isinstance(row, int) and row > told:
                 # It may be that of a later call, which is not delivered yet.
                 return False
             learning.merges[operation.name] = [POSITIONS]
