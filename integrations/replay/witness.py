@@ -35,9 +35,10 @@ class Witness:
         return self._view.learning.is_balance(one, other)
 
     def adds_to_rows(self, operation: ManagerOperation, entry: Entry, row: Any) -> bool:
-        """Whether such calls change an open row instead of making one: seen before, or of this one, answered by `row`.
+        """Whether such calls change an open row instead of making one.
 
-        A replay that is no longer looked at shows it too, by the id of a row that was open before.
+        Either that was seen before, or this call's answer shows it, also where its replay is not looked at: `row` is
+        the id of a row that was open before.
         """
         session: Any = notes_of(entry).get("session")
         with self._view.lock:
