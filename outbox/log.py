@@ -192,6 +192,7 @@ class Repeated:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._warned: set[str] = set()
+        self._failed: set[str] = set()
 
     def warn(self, subject: str, message: str, **facts: Any) -> None:
         """Log a warning about `subject`; at DEBUG if one was logged already."""
@@ -202,16 +203,20 @@ class Repeated:
             self._log.warning(message, **facts)
 
     def error(self, subject: str, message: str) -> None:
-        """Log the exception that is being handled, with its traceback; at DEBUG, and without, if one was logged."""
-        if subject in self._warned:
+        """Log the exception that is being handled, with its traceback; at DEBUG, and without, if one was logged.
+
+        A warning about the subject is no such exception: that of an outage would hide a defect behind it.
+        """
+        if subject in self._failed:
             self._log.debug(message)
         else:
-            self._warned.add(subject)
+            self._failed.add(subject)
             self._log.error(message, trace=True)
 
     def over(self, subject: str) -> None:
         """End the warning about `subject`: the next one is logged as the first."""
         self._warned.discard(subject)
+        self._failed.discard(subject)
 
 
 def _show_defect() -> None:

@@ -124,10 +124,10 @@ class Target(Protocol):
 
 @runtime_checkable
 class Reachable(Protocol):
-    """What a target offers besides whose servers can be seen without a login."""
+    """What a target offers besides if a look without a login shows whether its servers are there."""
 
     def accepting(self) -> frozenset[str]:
-        """The servers that accept connections.  Never raises, and takes a second at most."""
+        """The servers that accept connections; none where it would take long to know.  Never raises."""
         ...
 
 

@@ -316,6 +316,7 @@ def _called(item: EncodedCall, method: Any, call: dict[str, Any]) -> AbstractCon
 def _follow(kept: KeptState, earlier: Iterable[Changes]) -> None:
     for changes in earlier:
         kept.follow(changes)
+    kept.begin()
 
 
 def _is_whole(answer: Any) -> bool:

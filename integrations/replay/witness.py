@@ -35,18 +35,22 @@ class Witness:
         return self._view.learning.is_balance(one, other)
 
     def adds_to_rows(self, operation: ManagerOperation, entry: Entry, row: Any) -> bool:
-        """Whether such calls change an open row instead of making one: seen before, or of this one, answered by `row`.
+        """Whether such calls change an open row instead of making one.
 
-        A replay that is no longer looked at shows it too, by the id of a row that was open before.
+        Either that was seen before, or this call's answer shows it, also where its replay is not looked at: `row` is
+        the id of a row that was open before.
         """
         session: Any = notes_of(entry).get("session")
         with self._view.lock:
             learning, known = self._view.learning, self._view.sessions.get(session)
             if operation.name in learning.merges:
                 return True
-            if operation.position is not Position.OPENS or known is None or row not in known["tables"][POSITIONS]:
+            told = told_id(notes_of(entry))
+            if operation.position is not Position.OPENS or known is None or type(row) is not type(told):
                 return False
-            if isinstance(row, int) and row > told_id(notes_of(entry)):
+            if row not in known["tables"][POSITIONS]:
+                return False
+            if isinstance(row, int) and row > told:
                 # It may be that of a later call, which is not delivered yet.
                 return False
             learning.merges[operation.name] = [POSITIONS]

@@ -156,6 +156,8 @@ class Carried:
             names = kept.restore(noted, foreseen) if noted else ()
             for earlier in self._before(entry.seq, noted or {}, names):
                 kept.follow(earlier)
+            if noted or kept.has_followed:
+                kept.begin()
         return replica, kept
 
     def _know_first(self, manager: Any) -> None:

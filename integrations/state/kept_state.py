@@ -134,6 +134,10 @@ class KeptState:
         self._restored, self.process = frozenset(names) - large.keys(), noted.get("seen", {}).get("process")
         return self._restored
 
+    def begin(self) -> None:
+        """Take what attributes hold now for what the call begins with: one that holds what another was given, too."""
+        self._begin_again([*self.changes().by_name])
+
     def _put_into(self, name: str, parts: Mapping[str, Any]) -> None:
         """Let the object in an attribute hold what was read of it; one that copies share is left as it is."""
         present = vars(self.replica).get(name)

@@ -109,8 +109,8 @@ class _Held:
 class _Read:
     """What one method reads: attributes, and of objects in them.
 
-    `but`: the attributes that the class sets by their names, where the method also reads by a descriptor of the host's
-    own: that keeps its value in any other.
+    `but`: None, unless the method reads a descriptor of the host's own.  That may keep its value in any attribute but
+    those that the class sets by their names.
     """
 
     names: frozenset[str] = frozenset()

@@ -207,7 +207,7 @@ class KeptView:
             self.misjudged(entry.seq)
 
     def misjudged(self, seq: int) -> None:
-        """Trust no view that has followed entry `seq`: the next answer is of the calls folded anew, where it can be."""
+        """Trust no view that has followed entry `seq`: the next answer is made by folding anew, where it can be."""
         with self._view.lock:
             if seq > self._earlier["seq"]:
                 self._folded_with = -1

@@ -73,9 +73,7 @@ def fold(view: LocalView, seen: Seen) -> bool:
 
 
 def foretells(view: LocalView, seen: Seen, after: Tables) -> bool:
-    """Whether what is known of such calls makes of `seen.tables` the rows that are shown `after` the call, or leaves it
-    open what it makes of them.
-    """
+    """Whether the view follows the call to the rows that are shown `after` it, or doubts them."""
     other, session_id = LocalView(view.shown), seen.notes["session"]
     other.learning = view.learning
     other.sessions[session_id] = {**new_session(), "tables": {name: dict(rows) for name, rows in seen.tables.items()}}

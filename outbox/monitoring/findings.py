@@ -134,7 +134,8 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
         why = f"; last error: {relay.last_error}{ended}" if relay.last_error and not relay.stopped else ""
         said.append(f"no relay is running and {waiting}; start the engine or its relay{why}")
     if _is_late(relay, config):
-        said.append(f"nothing was delivered for {relay.late_s:.0f} s, and {waiting}: PostgreSQL is slow, or hangs")
+        late = f"nothing was delivered for {relay.late_s:.0f} s, and {waiting}"
+        said.append(f"{late}: PostgreSQL or a handler is slow, or hangs")
     if status.pending > config.alert_pending:
         said.append(f"{waiting}, more than {config.named('alert_pending')}={config.alert_pending}")
     rates = status.rates

@@ -28,7 +28,7 @@ from ..words import first_line
 from .address import Address, Login, completed, places, rotated, sqlstate_of_login
 from .alterations import RefusedStatement
 from .piggyback import PiggybackConnection, warn_of_greenlets
-from .presence import accepting, hosts
+from .presence import Servers
 from .transaction_settings import LEFT_BEHIND, Cursor, TransactionSettings, keeping
 from .watchdog import Watchdog, has_unread
 from .watermarks import check_tables, make_tables
@@ -42,8 +42,6 @@ DRIVER_ERRORS = (SQLAlchemyError, psycopg2.Error)
 _LAST_WORDS = 4
 # So many open connections that handlers have made are no use of theirs, but forgotten.
 _MANY_BESIDE = 10
-# So long a look at all servers takes at most.
-_LOOK_S = 0.5
 _ASKING = psycopg2.extensions.TRANSACTION_STATUS_ACTIVE
 
 # A statement that PostgreSQL itself ends at the stall timeout shows which it was: shutting the connection comes after.
@@ -77,7 +75,7 @@ class GuardedConnection:
         self.places: frozenset[str] = frozenset()
         # What failed, if the last one that was tried did.
         self._refused: Login | None = None
-        self._servers: tuple[tuple[str, int], ...] = ()
+        self._servers = Servers(clock.monotonic)
         # How many of the hosts are tried last, because they completed no login.
         self._put_last = 0
         self._new_id = clock.new_id
@@ -331,13 +329,11 @@ class GuardedConnection:
         self._refused = None if tried is None else Login.of(info, tried)
         # A service or the environment may name the host that was tried last, and the port.
         last = {"host": info.host or "", "port": str(info.port)}
-        self._servers = hosts(
-            last | {name: str(given[name]) for name in ("host", "hostaddr", "port") if given.get(name)}
-        )
+        self._servers.name(last | {name: str(given[name]) for name in ("host", "hostaddr", "port") if given.get(name)})
 
     def accepting(self) -> frozenset[str]:
         """See `Reachable.accepting`: of the servers that the last failed connection named."""
-        return accepting(self._servers, _LOOK_S)
+        return self._servers.accepting()
 
     def opening_cursor(self, connection: Connection) -> Cursor:
         """A driver cursor for the statements of a new transaction; the first one also sets what they depend on."""
@@ -355,7 +351,7 @@ class GuardedConnection:
 
     def owe_settings(self, raw: Any) -> None:
         """Undo, before the next statement, whatever a handler has set for its session or transaction."""
-        with self.own_statements():
+        with self.own_statements(), self.behind_handlers():
             raw.close_cursors()
         raw.owe(self._settings.restoring(raw.server_version) + self._kept)
         if raw.get_parameter_status("client_encoding") != "UTF8":

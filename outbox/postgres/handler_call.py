@@ -59,17 +59,15 @@ def call_handler(
     except Unrestorable as exc:
         raise UnitFailed(unrestorable(item, exc), position, operation.name) from exc
     options, raw = connection.get_execution_options(), raw_of(connection)
-    commits, raw.kept_out = raw.commits, None
+    commits, raw.kept_out, raw.was_left = raw.commits, None, True
     try:
         with link.commits_refused(partial(_committed, operation)), raw.kept_as_it_is(), _in_this_process(operation):
             value = operation.handler(connection, entry)
     except TargetUnavailable:
         raise
     except TargetMisconfigured as exc:
-        raw.was_left = True
         raise broken(operation, exc, position) from exc
     except BaseException as exc:
-        raw.was_left = True
         if is_for_the_thread(exc):
             raise
         failure = _began(exc, connection, operation, position) or link.verdict(exc, position, operation.name)

@@ -82,7 +82,7 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self.keeps_cursors = False
         # How many statements have committed, or may have.
         self.commits = 0
-        # Whether a cursor may have been declared, and whether a handler has failed since the transaction before began.
+        # Whether a cursor may have been declared, and whether a handler ran in a transaction that was not committed.
         self.declares = self.was_left = False
         # The table of which the first such row was kept out, until it is reset.
         self.kept_out: str | None = None
@@ -247,6 +247,8 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self._end()
         self.commits += 1
         super().commit()
+        # What undoes a handler's settings came before.
+        self.was_left = False
 
     def rollback(self) -> None:
         """See psycopg2."""

@@ -7,7 +7,37 @@ pooler whose server is away, accept it too: only a delivery shows whether they w
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+# So long a look at all servers takes at most, where their names are known.  To look a name up has no limit: where that
+# takes long, the relay's thread does so for a small part of the time.
+_LOOK_S = 0.5
+_PAUSES = 20
+
+
+class Servers:
+    """The servers that the last failed connection named.  Used by one thread at a time."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._named: tuple[tuple[str, int], ...] = ()
+        # When the next look is due, in monotonic seconds.
+        self._due_at = 0.0
+
+    def name(self, tried: Mapping[str, str]) -> None:
+        """Look from now on at those of libpq's parameters."""
+        self._named = hosts(tried)
+
+    def accepting(self) -> frozenset[str]:
+        """Those that accept a connection; none where a look has just taken long.  Never raises."""
+        began = self._monotonic()
+        if began < self._due_at:
+            return frozenset()
+        found = accepting(self._named, _LOOK_S)
+        ended = self._monotonic()
+        if ended - began > 2 * _LOOK_S:
+            self._due_at = ended + _PAUSES * (ended - began)
+        return found
 
 
 def hosts(tried: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
@@ -19,7 +49,10 @@ def hosts(tried: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
 
 
 def accepting(servers: tuple[tuple[str, int], ...], timeout_s: float) -> frozenset[str]:
-    """The servers that accept a connection within `timeout_s` seconds for all of them.  Never raises."""
+    """The servers that accept a connection within `timeout_s` seconds for all; to look names up comes on top.
+
+    Never raises.
+    """
     return frozenset(f"{host}:{port}" for host, port in servers if _accepts(host, port, timeout_s / len(servers)))
 
 

@@ -305,6 +305,9 @@ class Delivery:
         if self.awaited:
             self._scan.waits.hurry(now + HURRY_S)
         next_retry = self._scan.waits.next_retry
+        if outcome.interruption is None and batch.exhausted and next_retry is not None:
+            # What is left waits for its next try, perhaps for longer than `stuck_after`.
+            self.publication.moved_at = now
         self._caught_up = outcome.interruption is None and batch.exhausted and not self._scan.waits.awaits
         if self._caught_up:
             self._seen_seq = batch.newest_seq
@@ -346,7 +349,8 @@ class Delivery:
         if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
         self.link.failed(exc, now)
-        self.publication.failed_at = now
+        # A try that fails may have taken longer than `stuck_after`.
+        self.publication.failed_at = self._box.clock.monotonic()
         self._note_late()
         if self.awaited:
             self._hurried_at = now

@@ -37,7 +37,8 @@ class Breaker:
 
     def __init__(self, base_s: float, cap_s: float, random: Callable[[], float]) -> None:
         self._base_s, self._cap_s, self._random = base_s, cap_s, random
-        self._failures = 0
+        # Failures in a row, and those since a server was there again: the delay grows with these.
+        self._failures = self._since_return = 0
         self._next_at = self._soon_until = 0.0
         self.state = CLOSED
 
@@ -53,20 +54,21 @@ class Breaker:
     def failed(self, now: float) -> float:
         """Note a failure; returns the seconds to wait."""
         self._failures += 1
-        delay = self.backoff(self._failures, _SOON_S if now < self._soon_until else math.inf)
+        self._since_return += 1
+        delay = self.backoff(self._since_return, _SOON_S if now < self._soon_until else math.inf)
         self._next_at = now + delay
-        if self._failures >= _THRESHOLD or self.state == HALF_OPEN:
+        if self._failures >= _THRESHOLD:
             self.state = OPEN
         return delay
 
     def returned(self, now: float) -> None:
         """A server is there again: try at once, and where it only starts, soon again and again."""
-        self._failures, self._next_at = 1, now
+        self._since_return, self._next_at = 1, now
         self._soon_until = now + _STARTING_S
 
     def succeeded(self) -> None:
         """Note a success: closed again."""
-        self._failures = 0
+        self._failures = self._since_return = 0
         self.state = CLOSED
 
     def backoff(self, failures: int, most_s: float = math.inf) -> float:

@@ -6,9 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
@@ -141,6 +143,19 @@ def test_failed_handler_leaves_no_prepared_statement(url: str, outbox_dir: Path)
         assert all("22012" in str(error) for _, error in outcome.rejected)
 
 
+def test_handler_that_swallows_an_error_leaves_no_statement(url: str, outbox_dir: Path) -> None:
+    def swallows(conn: Connection) -> None:
+        send(conn, "PREPARE kept AS SELECT 1")
+        with suppress(psycopg2.Error):
+            send(conn, "SELECT 1/0")
+
+    with Bench(outbox_dir, url, *_operations(swallows)) as bench:
+        bench.enqueue("special", {"n": 0})
+        for _ in range(2):
+            [(_, error)] = bench.apply().rejected
+            assert "swallowed" in str(error)
+
+
 def test_lock_and_channel_of_a_handler_end_with_it(url: str, outbox_dir: Path) -> None:
     with _bench(outbox_dir, url, lambda conn: send(conn, "SELECT pg_advisory_lock(4711); LISTEN news")) as bench:
         assert completed(bench.apply()) == [1, 2, 3, 4]
@@ -158,8 +173,10 @@ def test_handler_that_the_transaction_forbids_is_parked(url: str, outbox_dir: Pa
         assert parked(outcome)
 
 
-def test_handler_whose_limit_ends_the_connection_waits_alone(url: str, outbox_dir: Path) -> None:
+@pytest.mark.parametrize("before", ["SELECT 1", "DO $$ DECLARE n int; BEGIN NULL; END $$"])
+def test_handler_whose_limit_ends_the_connection_waits_alone(url: str, outbox_dir: Path, before: str) -> None:
     def limits(conn: Connection) -> None:
+        send(conn, before)
         send(conn, "SET LOCAL idle_in_transaction_session_timeout = '20ms'")
         time.sleep(0.2)
 

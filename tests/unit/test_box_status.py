@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked
+from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
 from outbox.errors import StoreUnavailable
 from outbox.monitoring import findings
 from outbox.store import envelope, reads
@@ -26,7 +26,7 @@ from outbox.store.ledger import Settlement
 from outbox.store.locks import Role, RoleLock
 from outbox.store.own_files import StateFile
 from outbox.testing import InMemoryTarget
-from tests.unit.fakes.rig import FakeClock, TurnedClock
+from tests.unit.fakes.rig import FakeClock, Rig, TurnedClock, passing
 from tests.unit.fakes.waiting import LONG
 
 STATUS = """
@@ -301,6 +301,27 @@ def test_relay_whose_deliveries_fail_is_late_and_not_stuck(outbox_dir: Path) -> 
         clock.advance(6)
         assert box.status().relay.stuck
         lock.release()
+
+
+def test_relay_whose_try_failed_just_now_after_long_is_not_stuck(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, stuck_after=60) as rig:
+        rig.enqueue(None)
+        rig.target.down = TargetUnavailable("no answer")
+        rig.target.before = lambda _: rig.clock.advance(75.0)
+        rig.step()
+        status = rig.box.status()
+        assert (status.breaker, status.relay.late_s, status.relay.stuck) == ("closed", 75.0, False)
+
+
+@pytest.mark.parametrize("cap", [15.0, 300.0])
+def test_entry_that_waits_for_its_next_try_makes_no_relay_late(outbox_dir: Path, cap: float) -> None:
+    with Rig(outbox_dir, backoff_cap=cap, max_retries=100) as rig:
+        rig.clock.jitter = 0.999
+        rig.target.refuse = {seq: passing() for seq in rig.enqueue(None)}
+        for _ in range(500):
+            rig.clock.advance(min(rig.step(), 1.0))
+            assert rig.box.status().health is Health.HEALTHY
+        assert rig.pending()
 
 
 def test_entries_that_are_held_back_do_not_make_a_relay_stuck(outbox_dir: Path) -> None:

@@ -39,6 +39,16 @@ def test_breaker_opens_at_the_third_failure_in_a_row() -> None:
     assert states == [CLOSED, CLOSED, OPEN, OPEN]
 
 
+def test_server_that_comes_and_goes_does_not_keep_it_closed() -> None:
+    """Callers would wait for deliveries that do not work."""
+    failing = breaker()
+    for _ in range(3):
+        failing.failed(0.0)
+        failing.returned(0.0)
+    assert failing.state == OPEN
+    assert failing.failed(0.0) == 2.0
+
+
 def test_the_wait_runs_down_with_the_time_given() -> None:
     failing = breaker(base_s=4.0)
     failing.failed(100.0)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from outbox import Relay, TargetMisconfigured, TargetUnavailable
+from outbox.postgres import presence
 from outbox.postgres.presence import accepting, hosts
 from outbox.testing import InMemoryTarget
-from tests.unit.fakes.rig import OPERATIONS, Rig
+from tests.unit.fakes.rig import OPERATIONS, FakeClock, Rig
 
 DOWN = TargetUnavailable("connection refused")
 
@@ -101,6 +102,23 @@ def test_breaker_stays_open_while_a_server_starts(outbox_dir: Path) -> None:
         rig.seen.there = frozenset({"db1:5432"})
         rig.run(1.1)
         assert rig.box.status().breaker == "open"
+
+
+def test_name_that_takes_long_to_look_up_is_seldom_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that is away takes ten seconds each time, in which the relay's thread cannot be stopped."""
+    clock, looked_at = FakeClock(), list[float]()
+
+    def look(*_: object) -> frozenset[str]:
+        looked_at.append(clock.monotonic())
+        clock.advance(10.0)
+        return frozenset()
+
+    monkeypatch.setattr(presence, "accepting", look)
+    servers, end = presence.Servers(clock.monotonic), clock.monotonic() + 420.0
+    while clock.monotonic() < end:
+        servers.accepting()
+        clock.advance(1.0)
+    assert len(looked_at) == 2
 
 
 @pytest.mark.parametrize(

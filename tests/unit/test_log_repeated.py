@@ -33,3 +33,15 @@ def test_repeated_error_has_a_traceback_once(caplog: pytest.LogCaptureFixture) -
         ("ERROR", True),
         ("DEBUG", False),
     ]
+
+
+def test_error_behind_a_warning_of_its_subject_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The background work that an outage has stopped meets a defect when PostgreSQL is back."""
+    repeated = Repeated(Log("outbox.integrations"))
+    with caplog.at_level(logging.INFO, logger="outbox.integrations"):
+        repeated.warn("look", "the account could not be looked up")
+        try:
+            raise ValueError("of the manager's")
+        except ValueError:
+            repeated.error("look", "the account could not be looked up")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]

@@ -127,7 +127,7 @@ def test_finding_for_an_operator_is_told_in_one_sentence(changes: dict[str, Any]
         ({"relay": relay(breaker="half-open", last_error="refused")}, "delivery fails and is tried again: refused"),
         (
             {"relay": relay(late_s=15.1)},
-            "nothing was delivered for 15 s, and 3 entries wait: PostgreSQL is slow, or hangs",
+            "nothing was delivered for 15 s, and 3 entries wait: PostgreSQL or a handler is slow, or hangs",
         ),
         ({"relay": RelayStatus()}, "no relay is running and 3 entries wait; start the engine or its relay"),
         (

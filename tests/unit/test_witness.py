@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy.exc import OperationalError, ResourceClosedError
 
-from outbox.integrations.operations import NOTES, StoredCall
+from outbox.integrations.operations import NOTES, TRADING_OPERATIONS, StoredCall
 from outbox.integrations.replay.lesson import Lesson
 from outbox.integrations.replay.replay_session import Watch
 from outbox.integrations.replay.row_ids import SideIds
 from outbox.integrations.replay.witness import Witness
 from outbox.integrations.view.local_view import LocalView
 from outbox.integrations.view.reads import Reads
+from outbox.integrations.view.rows import ORDERS, POSITIONS, new_session
 from outbox.integrations.view.seen import Seen
 
 OPERATION: Any = SimpleNamespace(
@@ -111,3 +113,13 @@ def test_lost_connection_is_raised_as_it_is(view: LocalView, looked: list[str]) 
     lost: Any = OperationalError("SELECT 1", None, Exception("gone"))
     with pytest.raises(OperationalError):
         replay(Witness(view, Reads(), lambda *_: None), 1, lost)
+
+
+def test_id_of_another_kind_than_the_callers_shows_no_open_row(view: LocalView) -> None:
+    """A row that shows its number, where its caller has a UUID."""
+    made = Witness(view, Reads(), lambda *_: None)
+    view.sessions[1] = {**new_session(), "tables": {POSITIONS: {5: {"id": 5}}, ORDERS: {}}}
+    entry: Any = SimpleNamespace(seq=1, args={NOTES: {"session": 1, "id": UUID(int=7)}})
+    [opens] = [one for one in TRADING_OPERATIONS if one.name == "log_position"]
+    assert not made.adds_to_rows(opens, entry, 5)
+    assert not made.adds_to_rows(opens, entry, {"of": "another kind"})
