@@ -33,8 +33,6 @@ _log = Log("outbox.integrations")
 
 # Behind more entries than this a caller would wait for the backlog, not for its own call.
 _BACKLOG = 50
-# So many callers wait for the same call in vain: over a long line the first batch behind a start takes seconds.
-_IN_VAIN = 2
 # Stands for the answer that the notes of an entry give.
 _NOTED: Any = object()
 
@@ -53,9 +51,10 @@ class DeliveryWaits:
         self._here = threading.local()
         # A call that a caller has waited for in vain: until it is settled, reads with another answer do not wait.
         self._late_seq = 0
-        # The call that was next while callers waited in vain, and how many have: as long as it is, few others wait.
+        # The call that was next while a caller waited in vain: as long as it is, no other caller waits, but for one
+        # before any delivery came in time, since over a long line the first batch behind a start takes seconds.
         self._stuck_seq: int | None = None
-        self._in_vain = 0
+        self._is_prompt = self._has_waited_twice = False
 
     def noted(self, seq: int) -> None:
         """Take in that a call of this thread is durable."""
@@ -79,9 +78,9 @@ class DeliveryWaits:
     def wait_until_passed(self, last_seq: int | None = None, *, once: bool = False) -> bool:
         """Wait for the relay to pass this adapter's calls up to `last_seq`, by default all; whether it has.
 
-        Waits for at most `wait_s`, only while deliveries work, and not after two have waited in vain for the same call,
-        which may be parked for hours.  `once`: not after one, nor for a call before that one, since the read has
-        another answer.
+        Waits for at most `wait_s`, only while deliveries work, and not after a caller has waited in vain for the same
+        call, which may be parked for hours; once more before a first delivery came in time.  `once`: nor for a call
+        before that one, since the read has another answer.
         """
         bar = self.last_seq if last_seq is None else last_seq
         if self.passed(bar):
@@ -89,9 +88,12 @@ class DeliveryWaits:
         if not self._outage.delivers or (once and self._is_late()):
             return False
         first = self._outbox.store.first_pending()
-        if first is not None and first == self._stuck_seq and (once or self._in_vain >= _IN_VAIN):
-            return False
+        if first is not None and first == self._stuck_seq:
+            if once or self._is_prompt or self._has_waited_twice:
+                return False
+            self._has_waited_twice = True
         if self._outbox.progress.wait(lambda: self.passed(bar), self.wait_s):
+            self._is_prompt = True
             return True
         self._waited_in_vain(bar, first)
         return False
@@ -105,7 +107,6 @@ class DeliveryWaits:
         if self._outage.delivers:
             self._late_seq = max(self._late_seq, bar)
             if first == self._outbox.store.first_pending():
-                self._in_vain = self._in_vain + 1 if first == self._stuck_seq else 1
                 self._stuck_seq = first
 
     def passed(self, bar: int) -> bool:
@@ -138,6 +139,7 @@ class DeliveryWaits:
                 if passed is not None:
                     passed.numbered(told_id(notes_of(entry)))
                 return local_result(operation, entry, local_answer)
+        self._is_prompt = True
         answers = [self._answers.take(one.seq) for one in entries]
         answer = answers[0] = answers[0] or early
         if answer is None:

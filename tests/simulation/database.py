@@ -287,6 +287,9 @@ class SimulatedLane(Lane):
         # Whether the connection is gone and nobody has noticed.
         self._cut = False
 
+    def accepting(self) -> frozenset[str]:
+        return frozenset() if self.database.down else frozenset({"database"})
+
     def interrupt(self) -> None:
         """Nothing runs."""
 

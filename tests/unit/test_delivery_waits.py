@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from outbox.integrations.calls.delivery_waits import DeliveryWaits
 from outbox.integrations.manager.host import Host
 from outbox.integrations.outage import Outage
@@ -34,13 +36,15 @@ def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None
     return DeliveryWaits(outbox, outage, replayer, wait_s=2.0, refused=lambda entry: None)
 
 
-def test_call_that_was_waited_for_in_vain_is_waited_for_twice() -> None:
-    """Over a long line the first batch takes longer than one wait; a parked call holds up no caller for hours."""
+@pytest.mark.parametrize("is_prompt", [False, True])
+def test_call_that_was_waited_for_in_vain_is_waited_for_no_more(is_prompt: bool) -> None:
+    """A parked call holds up no caller for hours; the first batch over a long line takes longer than one wait."""
     waits: list[float] = []
     delivery = behind([5], waits)
+    delivery._is_prompt = is_prompt
     for _ in range(4):
         assert not delivery.wait_until_passed()
-    assert waits == [2.0, 2.0]
+    assert waits == ([2.0] if is_prompt else [2.0, 2.0])
 
 
 def test_call_that_came_next_during_a_vain_wait_is_waited_for() -> None:
