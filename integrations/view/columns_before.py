@@ -83,8 +83,13 @@ class _Walk:
 
 def _assigned(node: ast.stmt) -> dict[tuple[str, str], ast.expr]:
     match node:
-        case ast.Assign(targets=[target], value=value) | ast.AnnAssign(target=target, value=ast.expr() as value):
+        case ast.AnnAssign(target=target, value=ast.expr() as value):
             return _set(target, value)
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript() as target], value=value):
+            return _set(target, value)
+        case ast.Assign(targets=targets, value=value):
+            parts = [one for target in targets for one in (target.elts if isinstance(target, ast.Tuple) else [target])]
+            return {key: changed_in_part([value]) for one in parts for key in _set(one, value)}
         case ast.AugAssign(target=target, op=op, value=value):
             # It is read here, and no more assigned.
             return _set(target, ast.BinOp(target, op, value))

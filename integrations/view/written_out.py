@@ -47,6 +47,8 @@ class Scope:
     # What local names were found to stand for, and those that are being looked at.
     made: dict[str, ast.expr] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
+    # The same by the ids of values of columns, which are kept for as long as their ids are known.
+    values: dict[int, tuple[ast.expr, ast.expr]] = field(default_factory=dict)
     # By the id of a node of its code, the columns of rows that were assigned before it; and those behind all of it.
     columns: dict[int, Columns] = field(default_factory=dict)
     after: Columns = field(default_factory=dict)
@@ -171,15 +173,12 @@ class _Resolver(ast.NodeTransformer):
 
     def assigned(self, value: ast.expr) -> ast.expr:
         """The value of a column that was assigned before, written out."""
-        key, scope = str(id(value)), self._scope
-        if key in scope.open:
-            # A loop makes it of itself.
-            return ast.Name(CHANGED, ast.Load())
-        if key not in scope.made:
-            scope.open.add(key)
-            scope.made[key] = _kept_small(written_out(value, scope))
-            scope.open.remove(key)
-        return copy.deepcopy(scope.made[key])
+        key, scope = id(value), self._scope
+        if key not in scope.values:
+            # Until it is written out: a loop makes it of itself.
+            scope.values[key] = value, ast.Name(CHANGED, ast.Load())
+            scope.values[key] = value, _kept_small(written_out(value, scope))
+        return copy.deepcopy(scope.values[key][1])
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         for called in self._scope.called(node, self._columns):

@@ -85,6 +85,12 @@ class Deciding:
         if row.legs["last"] >= row.size:
             row.status = "done"
 
+    def several(self, position_id: int, qty: int) -> None:
+        row = self.rows.get(position_id)
+        row.done, row.status = row.done + qty, "part"
+        if row.done >= row.size:
+            row.status = "done"
+
     def looped(self, position_id: int, qty: int) -> None:
         row = self.rows.get(position_id)
         for _ in range(qty):
@@ -173,6 +179,7 @@ def test_column_that_was_assigned_is_written_out(method: str, text: str, outcome
     [
         ("summed", "sum(row.legs) >= row.size"),
         ("keyed", "row.legs['last'] >= row.size"),
+        ("several", "row.done >= row.size"),
         ("looped", "row.done >= row.size"),
         ("one_way", "row.done >= row.size"),
         ("doubled", "row.done >= row.size"),
