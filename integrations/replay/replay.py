@@ -358,7 +358,8 @@ class Replayer:
             self.same_row.note(told, value)
         if value == told:
             return
-        if self.witness is not None and self.witness.adds_to_rows(operation, entry, value):
+        witness = self.witness
+        if witness is not None and (witness.adds_to_rows(operation) or witness.learn_addition(operation, entry, value)):
             _log.warning(
                 "entry %(seq)s (%(operation)s) was added to row %(row)s, and its caller has id %(id)s",
                 seq=entry.seq,

@@ -34,17 +34,19 @@ class Witness:
         """Whether two balances are one, but for the arithmetic in which they were summed."""
         return self._view.learning.is_balance(one, other)
 
-    def adds_to_rows(self, operation: ManagerOperation, entry: Entry, row: Any) -> bool:
-        """Whether such calls change an open row instead of making one.
+    def adds_to_rows(self, operation: ManagerOperation) -> bool:
+        """Whether calls of this operation were seen to change an open row instead of making one."""
+        with self._view.lock:
+            return operation.name in self._view.learning.merges
 
-        Either that was seen before, or this call's answer shows it, also where its replay is not looked at: `row` is
-        the id of a row that was open before.
+    def learn_addition(self, operation: ManagerOperation, entry: Entry, row: Any) -> bool:
+        """Learn that of a call that answered with the id of `row`, which was open before; whether it was.
+
+        The answer shows it also where a replay is not looked at.
         """
         session: Any = notes_of(entry).get("session")
         with self._view.lock:
             learning, known = self._view.learning, self._view.sessions.get(session)
-            if operation.name in learning.merges:
-                return True
             told = told_id(notes_of(entry))
             if operation.position is not Position.OPENS or known is None or type(row) is not type(told):
                 return False

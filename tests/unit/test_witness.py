@@ -121,5 +121,5 @@ def test_id_of_another_kind_than_the_callers_shows_no_open_row(view: LocalView) 
     view.sessions[1] = {**new_session(), "tables": {POSITIONS: {5: {"id": 5}}, ORDERS: {}}}
     entry: Any = SimpleNamespace(seq=1, args={NOTES: {"session": 1, "id": UUID(int=7)}})
     [opens] = [one for one in TRADING_OPERATIONS if one.name == "log_position"]
-    assert not made.adds_to_rows(opens, entry, 5)
-    assert not made.adds_to_rows(opens, entry, {"of": "another kind"})
+    assert not made.learn_addition(opens, entry, 5)
+    assert not made.learn_addition(opens, entry, {"of": "another kind"})
