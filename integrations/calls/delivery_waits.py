@@ -54,7 +54,7 @@ class DeliveryWaits:
         # The call that was next while a caller waited in vain: as long as it is, no other caller waits, but for one
         # before any delivery came in time, since over a long line the first batch behind a start takes seconds.
         self._stuck_seq: int | None = None
-        self._is_prompt = self._has_waited_twice = False
+        self._was_in_time = self._has_waited_twice = False
 
     def noted(self, seq: int) -> None:
         """Take in that a call of this thread is durable."""
@@ -89,11 +89,11 @@ class DeliveryWaits:
             return False
         first = self._outbox.store.first_pending()
         if first is not None and first == self._stuck_seq:
-            if once or self._is_prompt or self._has_waited_twice:
+            if once or self._was_in_time or self._has_waited_twice:
                 return False
             self._has_waited_twice = True
         if self._outbox.progress.wait(lambda: self.passed(bar), self.wait_s):
-            self._is_prompt = True
+            self._was_in_time = True
             return True
         self._waited_in_vain(bar, first)
         return False
@@ -139,7 +139,7 @@ class DeliveryWaits:
                 if passed is not None:
                     passed.numbered(told_id(notes_of(entry)))
                 return local_result(operation, entry, local_answer)
-        self._is_prompt = True
+        self._was_in_time = True
         answers = [self._answers.take(one.seq) for one in entries]
         answer = answers[0] = answers[0] or early
         if answer is None:

@@ -53,7 +53,7 @@ class _Walk:
                 for item in node.items:
                     self._note(item.context_expr, columns)
                 return self.block(node.body, columns)
-            case ast.Try():
+            case ast.Try() | ast.TryStar():
                 after = self.block(node.body, columns)
                 # Any statement of the body may have failed.
                 between = _joined([columns, after])

@@ -28,6 +28,7 @@ _DEEPEST = 4
 # The largest expression that is written out: what each line makes of those before it may double with each.
 _LARGEST = 200
 _SIMPLE = (str, int, float, Decimal, Enum)
+# Functions that decide by the values that they are given.
 CHOOSING = ("min", "max", "abs")
 
 
@@ -135,6 +136,7 @@ def _alternatives(node: ast.expr) -> list[ast.expr]:
 
 
 def is_none(node: ast.expr) -> bool:
+    """Whether an expression is `None`."""
     return isinstance(node, ast.Constant) and node.value is None
 
 
@@ -235,6 +237,7 @@ def constant_of(name: str, scope: Scope) -> Any:
 
 
 def arguments_in(node: ast.expr) -> set[str]:
+    """The arguments of the operation in an expression that is written out."""
     return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and one.id.startswith(ARGUMENT)}
 
 
@@ -244,6 +247,7 @@ def parameters_not_given(cls: type, name: str) -> int:
 
 
 def simple_defaults(function: Any) -> dict[str, Any]:
+    """The defaults of a function's parameters that are constants, by name."""
     code = function.__code__
     positional = code.co_varnames[: code.co_argcount]
     given = function.__defaults__ or ()

@@ -36,15 +36,15 @@ def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None
     return DeliveryWaits(outbox, outage, replayer, wait_s=2.0, refused=lambda entry: None)
 
 
-@pytest.mark.parametrize("is_prompt", [False, True])
-def test_call_that_was_waited_for_in_vain_is_waited_for_no_more(is_prompt: bool) -> None:
+@pytest.mark.parametrize("was_in_time", [False, True])
+def test_call_that_was_waited_for_in_vain_is_waited_for_no_more(was_in_time: bool) -> None:
     """A parked call holds up no caller for hours; the first batch over a long line takes longer than one wait."""
     waits: list[float] = []
     delivery = behind([5], waits)
-    delivery._is_prompt = is_prompt
+    delivery._was_in_time = was_in_time
     for _ in range(4):
         assert not delivery.wait_until_passed()
-    assert waits == ([2.0] if is_prompt else [2.0, 2.0])
+    assert waits == ([2.0] if was_in_time else [2.0, 2.0])
 
 
 def test_call_that_came_next_during_a_vain_wait_is_waited_for() -> None:
